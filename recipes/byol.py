@@ -96,8 +96,7 @@ def main(config: Config) -> None:
     run = Pretraining(config, "byol", build(config), partial(views, config))
     for step, batch in run:
         pair = run.views(batch, step)
-        output = run.model(pair.images)
-        run.update(output)
+        output = run.train_step(pair.images)
         run.objective.update_target(target_momentum(config, step, run.total_steps))
         run.log(output)
     run.finish()

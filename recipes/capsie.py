@@ -89,8 +89,7 @@ def main(config: Config) -> None:
     for step, batch in run:
         run.objective.soften_targets(step / run.total_steps)
         pair = run.views(batch, step)
-        output = run.model(pair.images, pair.action)
-        run.update(output)
+        output = run.train_step(pair.images, pair.action)
         run.log(output)
     run.finish()
 

@@ -213,8 +213,9 @@ def main(config: Config) -> None:
     shared_views = AugmentedViews(config, run.data, run.processes, shared_by=chunk_size, name="shared view")
     for step, batch in run:
         pair = run.views(batch, step)
-        output = run.model(pair.images, None, shared_views(batch, step).images if config.makes_shared_views else None)
-        run.update(output)
+        output = run.train_step(
+            pair.images, None, shared_views(batch, step).images if config.makes_shared_views else None
+        )
         run.objective.update_target(config.target_momentum)
         run.log(output)
     run.finish()

@@ -75,8 +75,7 @@ def main(config: Config) -> None:
     run = Pretraining(config, "conditional_byol", partial(build, config), partial(views, config, actions=config.told))
     for step, batch in run:
         pair = run.views(batch, step)
-        output = run.model(pair.images, pair.action)
-        run.update(output)
+        output = run.train_step(pair.images, pair.action)
         run.objective.update_target(target_momentum(config, step, run.total_steps))
         run.log(output)
     run.finish()

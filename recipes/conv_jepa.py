@@ -77,8 +77,7 @@ def main(config: Config) -> None:
     run = Pretraining(config, "conv_jepa", build(config), glimpses_of)
     for step, batch in run:
         glimpses = run.views(batch, step)
-        output = run.model(glimpses.images, glimpses.to_last())
-        run.update(output)
+        output = run.train_step(glimpses.images, glimpses.to_last())
         run.objective.update_target(target_momentum(config, step, run.total_steps))
         run.log(output)
     run.finish()

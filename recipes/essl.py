@@ -145,8 +145,7 @@ def main(config: Config) -> None:
     for step, batch in run:
         pair = run.views(batch, step)
         transformed = () if config.objective.weight == 0 else small_views(batch, step)
-        output = run.model(pair.images, None, *transformed)
-        run.update(output)
+        output = run.train_step(pair.images, None, *transformed)
         run.log(output)
     run.finish()
 

@@ -95,8 +95,7 @@ def main(config: Config) -> None:
     run = Pretraining(config, "moco", build(config), partial(views, config))
     for step, batch in run:
         pair = run.views(batch, step)
-        output = run.model(pair.images)
-        run.update(output)
+        output = run.train_step(pair.images)
         run.objective.update_target(config.target_momentum)
         run.log(output)
     run.finish()

@@ -70,8 +70,7 @@ def main(config: Config) -> None:
     run = Pretraining(config, "sen", partial(build, config), partial(views, config, actions=config.told))
     for step, batch in run:
         pair = run.views(batch, step)
-        output = run.model(pair.images, pair.action)
-        run.update(output)
+        output = run.train_step(pair.images, pair.action)
         run.log(output)
     run.finish()
 

@@ -143,8 +143,7 @@ def main(config: Config) -> None:
     run = Pretraining(config, "seq_jepa", partial(build, config), sequences)
     for step, batch in run:
         sequence = run.views(batch, step)
-        output = run.model(sequence.images, sequence.steps())
-        run.update(output)
+        output = run.train_step(sequence.images, sequence.steps())
         run.objective.update_target(target_momentum(config, step, run.total_steps))
         run.log(output)
     run.finish()

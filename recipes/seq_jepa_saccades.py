@@ -84,8 +84,7 @@ def main(config: Config) -> None:
     run = Pretraining(config, "seq_jepa_saccades", build(config), glimpses_of)
     for step, batch in run:
         glimpses = run.views(batch, step)
-        output = run.model(glimpses.images, glimpses.steps())
-        run.update(output)
+        output = run.train_step(glimpses.images, glimpses.steps())
         run.objective.update_target(target_momentum(config, step, run.total_steps))
         run.log(output)
     run.finish()

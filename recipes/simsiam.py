@@ -90,8 +90,7 @@ def main(config: Config) -> None:
     run = Pretraining(config, "simsiam", build(config), partial(views, config), simsiam_optimizer)
     for step, batch in run:
         pair = run.views(batch, step)
-        output = run.model(pair.images)
-        run.update(output)
+        output = run.train_step(pair.images)
         run.log(output)
     run.finish()
 

@@ -71,8 +71,7 @@ def main(config: Config) -> None:
     run = Pretraining(config, "supervised", partial(build, config), pairs)
     for step, batch in run:
         pair = run.views(batch, step)
-        output = run.model(pair.images, pair.action, batch.labels)
-        run.update(output)
+        output = run.train_step(pair.images, pair.action, batch.labels)
         run.log(output)
     run.finish()
 

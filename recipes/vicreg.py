@@ -97,8 +97,7 @@ def main(config: Config) -> None:
     run = Pretraining(config, "vicreg", build(config), partial(views, config))
     for step, batch in run:
         pair = run.views(batch, step)
-        output = run.model(pair.images)
-        run.update(output)
+        output = run.train_step(pair.images)
         run.log(output)
     run.finish()
 

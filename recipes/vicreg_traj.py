@@ -73,8 +73,7 @@ def main(config: Config) -> None:
     run = Pretraining(config, "vicreg_traj", objective, partial(views, config, length=objective.num_views))
     for step, batch in run:
         trajectory = run.views(batch, step)
-        output = run.model(trajectory.images)
-        run.update(output)
+        output = run.train_step(trajectory.images)
         run.log(output)
     run.finish()
 

@@ -27,6 +27,7 @@ from ssl_equi.data.loading.threads import stored_loader
 from ssl_equi.data.shards.reader import ShardDataset
 from ssl_equi.encoders import create_encoder
 from ssl_equi.encoders.compiling import compile_networks
+from ssl_equi.training import run as run_module
 from ssl_equi.training.config import loader_size
 from ssl_equi.training.devices import on_device
 from ssl_equi.training.pretraining import Pretraining
@@ -37,6 +38,7 @@ from tests.encoders.symmetric_encoders import CASES, TOLERANCES, errors_by_eleme
 from tests.fakes import end_without_probes, forget_processes
 from tests.recipes import sharded_runs
 from tests.recipes.conftest import shrunk
+from tests.recorded_graph import simulate_graphs
 from tests.references.comparison import configuration, package_values, random_batch, small_objective
 from tests.references.networks import Batch
 from tests.references.table import REFERENCES
@@ -272,19 +274,17 @@ def test_a_slow_device_gets_whole_batches_that_it_decoded(tiny_data: Path) -> No
 
 @pytest.fixture
 def losses_of_a_run(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[int, float]]:
-    """losses_of_a_run(folder, device, steps): trains SIE on a device, on from what the folder has, to the last step."""
-    sie = recipe_of("sie")
+    """losses_of_a_run(folder, device, steps, recipe="sie", **options): trains on a device, on from what the folder has,
+    to the last step."""
     monkeypatch.setattr(Pretraining, "finish", end_without_probes)
     gpu_is_there = torch.cuda.is_available()
-    config: Any = dataclasses.replace(
-        shrunk(sie.embedded()), data_dir=tiny_data, image_size=32, batch_size=8, epochs=2, log_every=1, resume=True,
-        loader_threads=2,
-    )  # fmt: skip
+    sizes = {"image_size": 32, "batch_size": 8, "epochs": 2, "log_every": 1, "loader_threads": 2}
 
-    def train(folder: Path, device: str, steps: int) -> dict[int, float]:
+    def train(folder: Path, device: str, steps: int, name: str = "sie", **options: Any) -> dict[int, float]:
         forget_processes()
         monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu_is_there and device == "cuda")
-        sie.main(dataclasses.replace(config, out=folder, steps=steps))
+        recipe, where = recipe_of(name), {"data_dir": tiny_data, "out": folder, "resume": True, "steps": steps}
+        recipe.main(dataclasses.replace(shrunk(recipe.embedded()), **sizes | where | options))
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         return {line["step"]: line["loss"] for line in lines if line["event"] == "loss"}
 
@@ -306,6 +306,29 @@ def test_a_run_goes_on_on_the_other_device(
     expected = losses_of_a_run(tmp_path / "whole", "cpu", 6)
     assert losses_of_a_run(tmp_path / "parts", first, 3).keys() == {1, 2, 3}
     found = losses_of_a_run(tmp_path / "parts", second, 6)
+    assert found == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("device", [pytest.param("cpu", marks=pytest.mark.slow), CUDA])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("sie", {}), ("seq_jepa", {}), ("byol", {"optimizer": "adamw"}), ("equicaps", {}), ("moco", {}), ("essl", {}),
+        ("simsiam", {"optimizer": "sgd"}), ("sie", {"mixed_precision": "bf16"}),
+    ],
+)  # fmt: skip
+def test_captured_steps_are_ordinary_steps(
+    name: str, options: dict[str, Any], device: str, losses_of_a_run: Callable[..., dict[int, float]],
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """In 50 steps, of which the last 20 are those of a run that went on."""
+    if device == "cpu":
+        simulate_graphs(monkeypatch)
+        monkeypatch.setattr(run_module, "check_cuda_graph", lambda *_: None)
+    options = options | {"epochs": 20, "log_every": 5}
+    expected = losses_of_a_run(tmp_path / "ordinary", device, 50, name, **options)
+    losses_of_a_run(tmp_path / "captured", device, 30, name, cuda_graph=True, **options)
+    found = losses_of_a_run(tmp_path / "captured", device, 50, name, cuda_graph=True, **options)
     assert found == pytest.approx(expected, rel=1e-3)
 
 

@@ -155,7 +155,7 @@ def count_operators(variant: str, config: OperatorsConfig = OperatorsConfig()) -
             (ViewBatch, "to", "batch", None),
             (Objective, "__call__", "forward", None),
             (Run, "backward", "backward", None),
-            (Pretraining, "update", "optimiser", "target"),
+            (Pretraining, "train_step", "optimiser", "target"),
         ):
             stack.enter_context(counter.watch(owner, method, phase, then))
         stack.enter_context(counter)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.evaluation.metrics import exceeds_rounding
 from ssl_equi.latents.schema import Latent, LatentSchema
+from ssl_equi.runtime.cuda_graphs import CapturedFunction
 from ssl_equi.runtime.device_copies import Unread, merged
 
 UNLABELLED = -1
@@ -83,6 +84,7 @@ class OnlineProbes:
         followed: what the regressors are trained on; absolute rotations if not given.
         every: train on one of so many calls of `update`.
         seed: of the heads; the global random generator is not touched.
+        captured: run on a GPU as one CUDA graph.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class OnlineProbes:
         learning_rate: float = 3e-3,
         seed: int = 0,
         device: torch.device | str = "cpu",
+        captured: bool = False,
     ) -> None:
         if every < 1:
             raise ValueError(f"every is {every}: it must be 1 or more")
@@ -125,6 +128,7 @@ class OnlineProbes:
 
         # They stay on the device, so that only reading metrics waits for it.
         self.sums, self.past = zeros(_COUNTS, _SUMS), zeros(_PAST_COUNTS, _PAST_SUMS)
+        self._update = CapturedFunction(self._measure_and_train, device, [self.optimizer]) if captured else None
 
     def update(self, features: Tensor, labels: Tensor, targets: Tensor | None) -> None:
         """Measure the heads on a batch, then train them on it; does nothing on all but one of `every` calls.
@@ -138,6 +142,10 @@ class OnlineProbes:
         self.calls += 1
         if (self.calls - 1) % self.every != 0:
             return
+        update = self._measure_and_train if self._update is None else self._update
+        update(features, labels, targets)
+
+    def _measure_and_train(self, features: Tensor, labels: Tensor, targets: Tensor | None) -> None:
         features = features.detach().float()
         variance, mean = torch.var_mean(features, dim=(0, 1), correction=0)
         features = (features - mean) * torch.rsqrt(variance + _EPSILON)
@@ -173,8 +181,9 @@ class OnlineProbes:
         """
         unread = []
         for part, sums in self.sums.items():
-            unread.append(Unread([*sums.values()], functools.partial(_metrics_of, part, self.followed.name, [*sums])))
-            self.sums[part] = {name: torch.zeros_like(tensor) for name, tensor in sums.items()}
+            read = [tensor.clone() for tensor in sums.values()]
+            unread.append(Unread(read, functools.partial(_metrics_of, part, self.followed.name, [*sums])))
+            torch._foreach_zero_([*sums.values()])  # in their place, where a captured update finds them
         return merged(unread)
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The base class `Objective`, the `ObjectiveOutput` that all return, and `Extension`, which adds a term to another."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -45,6 +45,10 @@ class ObjectiveOutput:
     encoder_features: Tensor | None = None
     aggregates: Tensor | None = None
     action_gain: Tensor | None = None
+
+    def without_graph(self) -> "ObjectiveOutput":
+        """What is left of it after the backward pass."""
+        return replace(self, loss=self.loss.detach(), embeddings=None, encoder_features=None)
 
 
 def weighted_sum(terms: dict[str, Tensor], weights: dict[str, float]) -> Tensor:

@@ -74,6 +74,8 @@ class CapsIE(CapsuleObjective):
     The paper has 16 capsules of 4 x 4 poses.
     """
 
+    target_temperature: Tensor
+
     def __init__(self, network: "CapsuleNetwork", config: CapsIEConfig = CapsIEConfig()) -> None:
         super().__init__(network, config.separate_batch_norm)
         for temperature in (config.prediction_temperature, config.target_temperature, config.last_target_temperature):
@@ -83,7 +85,8 @@ class CapsIE(CapsuleObjective):
         self.action_dim = config.action_dim
         pose_width = network.num_capsules * network.pose_side**2
         self.predictor = Hypernetwork(pose_width, config.action_dim, init=config.hypernetwork_init)
-        self.target_temperature = config.target_temperature
+        at_first = torch.tensor(config.target_temperature, dtype=torch.float64)
+        self.register_buffer("target_temperature", at_first, persistent=False)
 
     def latent_predictor(self) -> ProjectedPredictor:
         """See `Objective`: on the poses of the capsule network."""
@@ -93,7 +96,8 @@ class CapsIE(CapsuleObjective):
     def soften_targets(self, progress: float) -> None:
         """Sets the target's temperature for a share of the training that is done, from 0 to 1."""
         first, last = self.config.target_temperature, self.config.last_target_temperature
-        self.target_temperature = first + (last - first) * progress / TEMPERATURE_SCHEDULE_LENGTH
+        # In its place, where a captured step finds it.
+        self.target_temperature.fill_(first + (last - first) * progress / TEMPERATURE_SCHEDULE_LENGTH)
 
     def forward(self, views: Tensor, actions: Tensor) -> ObjectiveOutput:
         """The loss of two views and the actions [B, action_dim] from view 1 to view 2.

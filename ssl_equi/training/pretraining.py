@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any, Generic, TypeVar, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.data.collection import ViewCollection
@@ -18,6 +18,7 @@ from ssl_equi.errors import RunError
 from ssl_equi.evaluation.encoders import EncoderSource, open_encoder
 from ssl_equi.evaluation.online import OnlineProbes, followed_of
 from ssl_equi.objectives.base import Objective, ObjectiveOutput
+from ssl_equi.runtime.cuda_graphs import CapturedFunction
 from ssl_equi.runtime.device_copies import Unread, merged
 from ssl_equi.training.config import LoaderSize, PretrainingOptions
 from ssl_equi.training.ending import Ending, probed_parts
@@ -67,8 +68,7 @@ class Pretraining(Generic[Trained]):
 
         for step, batch in run:
             pair = run.views(batch, step)
-            output = run.model(pair.images)
-            run.update(output)
+            output = run.train_step(pair.images)
             run.log(output)
         run.finish()
 
@@ -84,7 +84,6 @@ class Pretraining(Generic[Trained]):
 
     Attributes:
         objective: the bare objective, for what a recipe's loop does to it.
-        model: the same, to be called with views.
         data: what is trained and judged on.
         processes: of the run.
         total_steps: of the schedule, from the first step on.
@@ -105,11 +104,14 @@ class Pretraining(Generic[Trained]):
         self.objective = cast(Trained, objective if isinstance(objective, Objective) else objective(self.data))
         self.views = make_views(self.data, self.processes)
         freeze(self.objective, config)
-        self.model = self.run.prepare(self.objective, lambda module: make_optimizer(module, config))
+        self._model = self.run.prepare(self.objective, lambda module: make_optimizer(module, config))
         self.ending = Ending(self.run, config, self.objective, self.data, self.views.describe())
         self.ending.check()
         self.run.register("data", DataIdentity(self.data.train))
         self.probes = FollowingProbes(self.run, self.objective, self.data)
+        self._captured_step: CapturedFunction[ObjectiveOutput] | None = None
+        if config.cuda_graph:
+            self._captured_step = CapturedFunction(self._update, self.run.device, [self.run.state.optimizer])
         self.total_steps = 0
 
     def __iter__(self) -> Iterator[tuple[int, ViewBatch]]:
@@ -131,11 +133,21 @@ class Pretraining(Generic[Trained]):
                 self._learning_rate = follow_schedule(self.run.optimizer, self.config, step, self.total_steps)
                 yield step, batch
 
-    def update(self, output: ObjectiveOutput) -> None:
-        """Backward pass, clipping if asked, and the optimiser's step at the learning rate of the schedule."""
+    def train_step(self, *inputs: Tensor | None) -> ObjectiveOutput:
+        """One step on what the objective is given: forward and backward pass, clipping if asked, and the optimiser's
+        step at the learning rate of the schedule. Its output has no graph, and lasts until the next step."""
+        # What only logged steps measure may draw random numbers of its own, which a graph can't.
+        captured = None if self.run.logs(self._step) else self._captured_step
+        output = self._update(*inputs) if captured is None else captured(*inputs)
+        self.run.watch(output)
+        return output
+
+    def _update(self, *inputs: Tensor | None) -> ObjectiveOutput:
+        output: ObjectiveOutput = self._model(*inputs)
         self.run.backward(output)
         self.run.optimizer.step()
         self.run.optimizer.zero_grad()
+        return output.without_graph()
 
     def log(self, output: ObjectiveOutput) -> None:
         """Lets the online probes follow the features, and writes a line of the log when one is due."""
@@ -202,8 +214,9 @@ class FollowingProbes:
 
         def probes(width: int, columns: dict[str, slice]) -> OnlineProbes:
             return OnlineProbes(
-                width, columns, num_classes, followed=self.followed, seed=run.config.seed, device=run.device
-            )
+                width, columns, num_classes, followed=self.followed, seed=run.config.seed, device=run.device,
+                captured=run.config.cuda_graph,
+            )  # fmt: skip
 
         self.probes = probes(objective.parts["all"].stop, probed_parts(objective))
         run.register("online_probes", self.probes)

@@ -37,7 +37,14 @@ from ssl_equi.objectives.base import Objective, ObjectiveOutput
 from ssl_equi.objectives.parts.batch import convert_sync_batchnorm
 from ssl_equi.options import used_options
 from ssl_equi.runtime.device_copies import Unread, together
-from ssl_equi.training.config import RunConfig, check_run, default_threads, loader_size, refuse_other_options
+from ssl_equi.training.config import (
+    RunConfig,
+    check_cuda_graph,
+    check_run,
+    default_threads,
+    loader_size,
+    refuse_other_options,
+)
 from ssl_equi.training.devices import on_device, prepare_for_device
 from ssl_equi.training.folder import STOPPED_FILE, RunFolder, choose_folder
 from ssl_equi.training.log import FiniteWatch, SpeedWindow, TrainingProgress, append_lines
@@ -70,6 +77,7 @@ class Run:
         precision = launched_precision(config.mixed_precision)
         self.processes = Processes(config.collective_timeout)
         self.device = self.processes.device
+        check_cuda_graph(config, self.device, self.processes.world_size)
         if config.threads is not None or self.device.type == "cpu":
             torch.set_num_threads(config.threads or default_threads())
         self.loader_size = loader_size(config, self.device)
@@ -132,7 +140,7 @@ class Run:
         if sharded:  # such a model needs Accelerate's autocast, but no further wrapping
             return self.accelerator.prepare_model(self.objective, device_placement=False, evaluation_mode=True)
         model = self.accelerator.prepare_model(self.objective)
-        if self.processes.world_size == 1 and not self.config.compile:
+        if self.processes.world_size == 1 and not (self.config.compile or self.config.cuda_graph):
             # On the CPU, where nothing but a checkpoint needs them: on a GPU adding 1 is a launch for each layer.
             for layer, count in counts.items():
                 layer.num_batches_tracked = count
@@ -220,7 +228,7 @@ class Run:
         batches = on_device(loader.batches(start_step), self.device)
         for step, batch in enumerate(batches, start=start_step):
             self._seed_step(step)
-            self._measure_what_is_logged(self._logs(step))
+            self._measure_what_is_logged(self.logs(step))
             self._speed_window.add(batch, self.processes.world_size)
             self._records_skipped_here += batch.records_skipped
             yield step, replace(batch, augmenting=self._speed_window.augmenting)
@@ -246,16 +254,19 @@ class Run:
         torch.manual_seed(hash((self.config.seed, step, self.processes.rank)) & 0x7FFF_FFFF_FFFF_FFFF)
 
     def backward(self, output: ObjectiveOutput) -> None:
-        """Backpropagates the loss, clips the gradient if asked, and remembers which term first was not finite."""
-        self._finite_watch.look(output, self.state.steps_done + 1)
-        if self.device.type == "cpu":
-            self._stop_if_not_finite(self._finite_watch.first_bad().read())
+        """Backpropagates the loss, and clips the gradient if asked."""
         # What is computed again would enter the running statistics of batch norms twice.
         again = running_statistics_kept(self.objective) if self.config.checkpoint_activations else nullcontext()
         with again:
             self.accelerator.backward(output.loss)
         if self.config.clip_norm is not None:
             self.accelerator.clip_grad_norm_(self.objective.parameters(), self.config.clip_norm)
+
+    def watch(self, output: ObjectiveOutput) -> None:
+        """Remembers which term of a step first was not finite; on a CPU it ends the run."""
+        self._finite_watch.look(output, self.state.steps_done + 1)
+        if self.device.type == "cpu":
+            self._stop_if_not_finite(self._finite_watch.first_bad().read())
 
     def log(
         self, step: int, output: ObjectiveOutput, *, probes: Callable[[], Unread[dict[str, float]]] | None = None,
@@ -265,7 +276,7 @@ class Run:
 
         All numbers come from the device in one copy.
         """
-        if not self._logs(step):
+        if not self.logs(step):
             return
         shown = {"loss": output.loss.detach().float(), **output.terms}
         if output.action_gain is not None:
@@ -298,7 +309,8 @@ class Run:
         told = {f"{kind}/{name}": value for kind, values in kinds.items() for name, value in values.items()}
         self._tracking.log(told, step + 1)
 
-    def _logs(self, step: int) -> bool:
+    def logs(self, step: int) -> bool:
+        """Whether a line of the log follows this step."""
         return (step + 1) % self.config.log_every == 0 or step + 1 == self.last_step
 
     def _skipped_records(self) -> Unread[int]:

@@ -41,7 +41,7 @@ def test_the_targets_temperature_follows_the_training() -> None:
     temperatures = []
     for progress in (0.0, 0.5, 1.0):
         objective.soften_targets(progress)
-        temperatures.append(objective.target_temperature)
+        temperatures.append(float(objective.target_temperature))
     assert temperatures == pytest.approx([0.025, 0.055, 0.085])
 
 

@@ -20,7 +20,7 @@ QUICK = ("equimod", "sie")  # the others take a minute together
 # Options that say nothing to the objective: where the run is, what it costs, and what is done with its results.
 ACT_ELSEWHERE = {
     "out", "data_dir", "dataset", "reading", "resume", "steps", "log_every", "save_every", "threads", "loader_threads",
-    "loader_workers", "compile", "tracker", "on_bad_record", "cache_decoded", "cache_in", "decode_on",
+    "loader_workers", "compile", "cuda_graph", "tracker", "on_bad_record", "cache_decoded", "cache_in", "decode_on",
     "evaluation_split", "probe_protocol", "compare_with_random", "image_size", "init", "encoder", "encoder_arguments",
     "collective_timeout", "checkpoint_activations", "sharding", "evaluate", "tasks",
     "verbose",

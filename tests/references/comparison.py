@@ -138,8 +138,8 @@ def package_output(objective: nn.Module, batch: Batch) -> Any:
 
 
 def package_values(objective: nn.Module, batch: Batch) -> Values:
-    """Loss, terms, gradients of all parameters and all buffers (the statistics of batch norms), by name, after one
-    forward pass."""
+    """Loss, terms, gradients of all parameters and all buffers that are saved (the statistics of batch norms), by
+    name, after one forward pass."""
     if hasattr(objective, "soften_targets"):
         objective.soften_targets(batch.progress)
     output = package_output(objective, batch)
@@ -148,12 +148,18 @@ def package_values(objective: nn.Module, batch: Batch) -> Values:
     values |= {f"term {name}": term for name, term in output.terms.items()}
     for name, weight in objective.named_parameters():
         values[f"gradient {name}"] = torch.zeros_like(weight) if weight.grad is None else weight.grad
-    return values | {name: buffer.double() for name, buffer in objective.named_buffers()}
+    return values | {name: buffer.double() for name, buffer in saved_buffers(objective).items()}
+
+
+def saved_buffers(objective: nn.Module) -> Values:
+    """Those that are part of a checkpoint."""
+    state = objective.state_dict()
+    return {name: buffer for name, buffer in objective.named_buffers() if name in state}
 
 
 def state(objective: nn.Module) -> Values:
     """Copies of weights and buffers before the step, without those of batch norms."""
-    buffers = {name: value for name, value in objective.named_buffers() if not name.endswith(BUFFERS_OF_NORMS)}
+    buffers = {name: value for name, value in saved_buffers(objective).items() if not name.endswith(BUFFERS_OF_NORMS)}
     return {name: value.detach().clone() for name, value in (dict(objective.named_parameters()) | buffers).items()}
 
 

@@ -7,7 +7,7 @@ import torch
 from step_operators import PHASES, VARIANTS, OperatorCounter, OperatorsConfig, count_operators, measure_operators
 
 MOST = {
-    "sie": 160, "equicaps": 268, "capsie": 247, "seq_jepa": 230, "seq_jepa_saccades": 421, "conv_jepa": 392,
+    "sie": 160, "equicaps": 268, "capsie": 248, "seq_jepa": 230, "seq_jepa_saccades": 421, "conv_jepa": 392,
     "essl": 288, "care": 310, "equimod": 169, "sen": 111, "conditional_byol": 142, "augself": 120, "simclr": 97,
     "moco": 125, "byol": 138, "simsiam": 108, "barlow_twins": 132, "vicreg": 107, "vicreg_traj": 212, "supervised": 82,
     "sie, augmented": 254, "seq_jepa, augmented": 346, "simclr, augmented": 191, "byol, augmented": 232,
