@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from recipes import byol
 from ssl_equi.data.batch import ViewBatch
+from ssl_equi.data.loading.device import DecodedOnDevice, device_loader
 from ssl_equi.data.loading.gpu import encoded_views, gpu_loader, nvjpeg_decoder
 from ssl_equi.data.loading.rendered import RenderedViews, config_of_stored, rendered_loader
 from ssl_equi.data.loading.threads import stored_loader
@@ -256,6 +257,16 @@ def test_a_slow_device_gets_whole_batches_that_were_rendered(device: str, tiny_d
         seen = what_slow_steps_see(on_device(loader.batches(), torch.device(device)), device)
         for images, batch in zip(seen, loader.batches()):
             assert (images.int() - batch.images.int()).abs().max() <= 1  # a level of 255
+
+
+@ON_EACH_DEVICE
+def test_a_slow_device_gets_whole_batches_of_what_it_keeps(device: str, tiny_data: Path) -> None:
+    dataset = ShardDataset(tiny_data, "train")
+    with device_loader(DecodedOnDevice(dataset, device), global_batch_size=8, seed=0) as loader:
+        seen = what_slow_steps_see(on_device(loader.batches(), torch.device(device)), device)
+    with stored_loader(dataset, global_batch_size=8, seed=0, threads=1, pin_memory=False) as loader:
+        for images, batch in zip(seen, loader.batches()):
+            assert torch.equal(images.cpu(), batch.images)
 
 
 @pytest.mark.cuda

@@ -1,5 +1,7 @@
 """Decoded views kept on the disk or in memory: every view is decoded once, and reading one is a copy ever after.
 
+`ssl_equi.data.loading.device` keeps them on a GPU.
+
 On the disk the cache of a split is a folder of its pixels in one plain file, a CRC-32C of each view, each picture's
 size where sizes differ, and what is wrong with views that can't be decoded. It is named after what the pixels depend
 on, so that changed data or another size never meet an old cache; a folder that nobody needs any more may be deleted.
@@ -21,7 +23,9 @@ from typing import Any
 
 import google_crc32c
 import numpy as np
+import torch
 from platformdirs import user_cache_path
+from torch import Tensor
 
 from ssl_equi.data.bad_records import problems_of_rows
 from ssl_equi.data.collection import ViewCollection
@@ -46,7 +50,7 @@ from ssl_equi.runtime.system import anonymous_memory, free_memory, local_process
 _VERSION = 1  # raised when equal data would give another file
 _DECODERS = ("simplejpeg", "pillow")  # whose releases may round differently
 _BYTES_AT_ONCE = 8 << 20  # decoded by a thread in one go
-_MIB = 2**20
+MIB = 2**20
 _CURE = "delete this folder, it is made anew"
 _PIXELS, _CHECKSUMS, _SIZES, _BAD_VIEWS = "pixels.bin", "crc32c.npy", "content_sizes.npy", "bad_views.json"
 
@@ -66,9 +70,9 @@ class DecodedViews(DerivedViews):
 
     def __init__(self, stored: ViewCollection) -> None:
         super().__init__(stored)
-        # Pixels lie one view behind the other, without padding.
+        # Where an object's views begin: they lie one behind the other, without padding.
         counts = np.broadcast_to(stored.views_of_each, stored.num_objects).astype(np.int64)
-        self._first_images = np.cumsum(counts) - counts
+        self.first_images = np.cumsum(counts) - counts
 
     def _read(
         self, object_indices: np.ndarray, view_indices: np.ndarray, out: np.ndarray, sizes_out: np.ndarray | None
@@ -80,12 +84,26 @@ class DecodedViews(DerivedViews):
                 if (object_index, view) in self._bad_views:
                     raise DataError(self._bad_views[object_index, view])
                 with CLOCK.during("reading"):
-                    pixels = self._pixels_of(object_index, view, int(self._first_images[object_index]) + view)
+                    pixels = self._pixels_of(object_index, view, int(self.first_images[object_index]) + view)
                 out[row, column] = pixels
 
     def _pixels_of(self, object_index: int, view: int, place: int) -> np.ndarray:
         """Pixels uint8 [H, W, 3] of a view that could be decoded, at its place among all views."""
         raise NotImplementedError
+
+    def _decode_into(self, pixels: Tensor, keep_bad_views: bool, show_progress: bool) -> None:
+        """Decodes all views into uint8 [n, H, W, 3] on any device, and notes sizes and bad views.
+
+        Raises DataError for a view that can't be read, unless they are kept.
+        """
+        stored = self.stored
+        self._bad_views, sizes = {}, np.empty((stored.num_objects, stored.num_views, 2), dtype=np.int64)
+        for objects, decoded, content_sizes, bad_views in _decoded(stored, keep_bad_views, show_progress):
+            own, first = _own_pixels(stored, objects, decoded), int(self.first_images[objects[0]])
+            pixels[first : first + len(own)] = torch.from_numpy(own)
+            sizes[objects] = content_sizes
+            self._bad_views |= {(object_index, view): problem for object_index, view, problem in bad_views}
+        self._content_sizes = None if stored.fills_image else sizes
 
 
 class CachedViews(DecodedViews):
@@ -123,7 +141,7 @@ class CachedViews(DecodedViews):
         self._content_sizes = None
         if not self.fills_image:
             self._content_sizes = self._opened(_SIZES, np.int64, (self.num_objects, self.num_views, 2))
-        path, expected = self.cache_folder / _PIXELS, _total_bytes(stored)
+        path, expected = self.cache_folder / _PIXELS, bytes_of_all_views(stored)
         found = path.stat().st_size if path.is_file() else 0
         if found != expected:
             raise self._damaged(f"has {found} bytes of pixels where {expected} belong")
@@ -176,18 +194,13 @@ class DecodedInMemory(DecodedViews):
 
     def __init__(self, stored: ViewCollection, *, keep_bad_views: bool = False, show_progress: bool = False) -> None:
         super().__init__(stored)
-        count, size = stored.num_images, _total_bytes(stored)
+        count, size = stored.num_images, bytes_of_all_views(stored)
         descriptor = _reserved_memory(stored.split, size)
         weakref.finalize(self, os.close, descriptor)
         if show_progress:
-            print(f"decoding {count:,} views once into memory: {size / _MIB:,.1f} MiB", flush=True)
-        self._bad_views, sizes = {}, np.empty((stored.num_objects, stored.num_views, 2), dtype=np.int64)
-        written = np.frombuffer(mmap.mmap(descriptor, size), dtype=np.uint8).reshape(count, *stored.image_size, 3)
-        for objects, pixels, content_sizes, bad_views in _decoded(stored, keep_bad_views, show_progress):
-            own, first = _own_pixels(stored, objects, pixels), int(self._first_images[objects[0]])
-            written[first : first + len(own)], sizes[objects] = own, content_sizes
-            self._bad_views |= {(object_index, view): problem for object_index, view, problem in bad_views}
-        self._content_sizes = None if stored.fills_image else sizes
+            print(f"decoding {count:,} views once into memory: {size / MIB:,.1f} MiB", flush=True)
+        written = torch.frombuffer(mmap.mmap(descriptor, size), dtype=torch.uint8)
+        self._decode_into(written.view(count, *stored.image_size, 3), keep_bad_views, show_progress)
         self._map(f"/proc/{os.getpid()}/fd/{descriptor}", os.fstat(descriptor).st_ino)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -199,7 +212,7 @@ class DecodedInMemory(DecodedViews):
             with open(path, "rb") as file:
                 if os.fstat(file.fileno()).st_ino != inode:  # the number of a descriptor that was closed is given again
                     raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-                memory = mmap.mmap(file.fileno(), _total_bytes(self.stored), prot=mmap.PROT_READ)
+                memory = mmap.mmap(file.fileno(), bytes_of_all_views(self.stored), prot=mmap.PROT_READ)
         except OSError as error:
             raise DataError(
                 f"decoded views in memory can't be shared with a worker process ({error.strerror}): give "
@@ -227,7 +240,7 @@ def _reserved_memory(split: str, size: int) -> int:
     free, processes = free_memory(), local_processes()
     if free is None:
         raise DataError("decoded views are kept in memory on Linux only: give --cache-in disk")
-    needed = f"the decoded views of split {split!r} need {size / _MIB:,.1f} MiB of memory"
+    needed = f"the decoded views of split {split!r} need {size / MIB:,.1f} MiB of memory"
     if processes > 1:
         needed += f" in each of {processes} processes"
     try:
@@ -235,7 +248,7 @@ def _reserved_memory(split: str, size: int) -> int:
             return anonymous_memory("ssl_equi_views", size)
     except OSError:
         pass  # others were faster
-    raise DataError(f"{needed} and {free / _MIB:,.1f} MiB are free: give --cache-in disk")
+    raise DataError(f"{needed} and {free / MIB:,.1f} MiB are free: give --cache-in disk")
 
 
 def _key_of(stored: ViewCollection) -> str:
@@ -251,7 +264,7 @@ def _key_of(stored: ViewCollection) -> str:
     return hashlib.sha256(canonical_json(content)).hexdigest()[:16]
 
 
-def _total_bytes(stored: ViewCollection) -> int:
+def bytes_of_all_views(stored: ViewCollection) -> int:
     return stored.num_images * _bytes_per_view(stored)
 
 
@@ -279,18 +292,18 @@ def _bad_views_of(folder: Path) -> dict[tuple[int, int], str]:
 
 def _build(stored: ViewCollection, folder: Path, keep_bad_views: bool, show_progress: bool) -> None:
     """Decode all views under another name, then give the folder its own."""
-    count, total_bytes = stored.num_images, _total_bytes(stored)
+    count, total_bytes = stored.num_images, bytes_of_all_views(stored)
     temporary = folder.with_name(f".building-{folder.name}")  # of this name once, for the lock is held
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)
     free = shutil.disk_usage(folder.parent).free
     if total_bytes > free:
         raise DataError(
-            f"the decoded views of split {stored.split!r} need {total_bytes / _MIB:,.1f} MiB in {folder.parent} and "
-            f"{free / _MIB:,.1f} MiB are free: free some space, or leave --cache-decoded out"
+            f"the decoded views of split {stored.split!r} need {total_bytes / MIB:,.1f} MiB in {folder.parent} and "
+            f"{free / MIB:,.1f} MiB are free: free some space, or leave --cache-decoded out"
         )
     if show_progress:
-        print(f"decoding {count:,} views once into {folder}: {total_bytes / _MIB:,.1f} MiB", flush=True)
+        print(f"decoding {count:,} views once into {folder}: {total_bytes / MIB:,.1f} MiB", flush=True)
     checksums = np.empty((stored.num_objects, stored.num_views), dtype=np.uint32)
     content_sizes = np.empty((stored.num_objects, stored.num_views, 2), dtype=np.int64)
     bad_views: list[tuple[int, int, str]] = []

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import torch
 
 from ssl_equi.data.bad_records import OnBadRecord
-from ssl_equi.data.loading.choice import ImageSource
+from ssl_equi.data.loading.choice import CachePlace, ImageSource
 from ssl_equi.data.sources import DATASETS, DatasetName, DataSource, Reading, open_data
 from ssl_equi.errors import RunError
 from ssl_equi.evaluation.protocol import ProtocolName
@@ -169,10 +169,9 @@ class PretrainingOptions(RunConfig):
     """With render_views, other views of each object in every epoch."""
     cache_decoded: bool = False
     """Decode all training views once (the size is stated), and copy them ever after."""
-    cache_in: Annotated[
-        Literal["disk", "memory"], ActsWhen(lambda options: options.cache_decoded, "add --cache-decoded")
-    ] = "disk"
-    """Where decoded views are kept: in the user's cache folder, for all runs, or in the memory of this run."""
+    cache_in: Annotated[CachePlace, ActsWhen(lambda options: options.cache_decoded, "add --cache-decoded")] = "disk"
+    """Where decoded views are kept: in the user's cache folder, for all runs; in the memory of this run; or in that of
+    the device that trains, which then takes its batches itself: the fastest for a small set on a GPU."""
     decode_on: Literal["cpu", "cuda"] = "cpu"
     """Where the JPEGs of shards are decoded; cuda (nvJPEG) gives slightly other pixels."""
     batch_size: Count = 64

@@ -20,6 +20,8 @@ from ssl_equi.data.cache import CachedViews, DecodedInMemory
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.derived import DerivedViews, TurnedViews
 from ssl_equi.data.images import Canvas, CenterCrop
+from ssl_equi.data.loading import device
+from ssl_equi.data.loading.device import DecodedOnDevice
 from ssl_equi.data.loading.threads import stored_loader
 from ssl_equi.data.sets.image_folder import ImageFolder
 from ssl_equi.data.shards.reader import ShardDataset
@@ -117,9 +119,21 @@ def test_the_memory_is_stated_before_and_refused_if_it_is_too_small(
     refused("are kept in memory on Linux only: give --cache-in disk")
 
 
+def test_the_memory_of_a_device_is_stated_too(
+    stored: ShardDataset, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    needed = 23 * 6 * 24 * 32 * 3
+    monkeypatch.setattr(device, "free_memory", lambda: needed)
+    DecodedOnDevice(stored, "cpu", show_progress=True)
+    assert capsys.readouterr().out == "decoding 138 views once into the memory of cpu: 0.3 MiB\n"
+    monkeypatch.setattr(device, "free_memory", lambda: needed - 1)
+    with pytest.raises(DataError, match=r"need 0\.3 MiB of the memory of cpu and 0\.3 MiB are free: give --cache-in"):
+        DecodedOnDevice(stored, "cpu")
+
+
 def test_pictures_of_different_sizes_keep_theirs(mixed_folder: Path, tmp_path: Path) -> None:
     canvases = SingleViews(ImageFolder(mixed_folder, "train"), Canvas(64))
-    for cached in (CachedViews(canvases, tmp_path), DecodedInMemory(canvases)):
+    for cached in (CachedViews(canvases, tmp_path), DecodedInMemory(canvases), DecodedOnDevice(canvases, "cpu")):
         assert_same_batches(cached, canvases, views=1, global_batch_size=6)
         sizes, out = np.empty((12, 1, 2), dtype=np.int64), np.empty((12, 1, 64, 64, 3), np.uint8)
         cached.read_views(np.arange(12), np.zeros((12, 1), dtype=np.int64), out, sizes)

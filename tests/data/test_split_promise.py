@@ -13,6 +13,7 @@ from ssl_equi.data.cache import CachedViews, DecodedInMemory
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.derived import ResizedViews, TurnedViews, ViewSubset
 from ssl_equi.data.images import Canvas, CenterCrop
+from ssl_equi.data.loading.device import DecodedOnDevice
 from ssl_equi.data.loading.rendered import RenderedViews, config_of_stored
 from ssl_equi.data.remote.views import RemoteImages, RemoteShards
 from ssl_equi.data.sets.image_folder import ImageFolder
@@ -56,6 +57,7 @@ KINDS: dict[str, Callable[[dict[str, Path]], ViewCollection]] = {
     "shards of others": lambda folders: SingleViews(ImageShards(folders["others"], "train"), Canvas(40)),
     "remote images": lambda folders: RemoteImages(folders["images"], "train", Canvas(40)),
     "an image folder": lambda folders: SingleViews(ImageFolder(folders["folder"], "train"), Canvas(40)),
+    "on a device": lambda folders: DecodedOnDevice(ShardDataset(folders["objects"], "train"), "cpu"),
     "in memory": lambda folders: DecodedInMemory(ShardDataset(folders["objects"], "train")),
     "canvases in memory": lambda folders: DecodedInMemory(
         SingleViews(ImageShards(folders["images"], "train"), Canvas(40))
@@ -170,7 +172,7 @@ def test_threads_read_the_same_pixels(views: ViewCollection) -> None:
 
 
 def test_what_is_sent_to_another_process_is_the_same_split(views: ViewCollection) -> None:
-    if isinstance(views, (RenderedViews, RemoteImages, RemoteShards)):
+    if isinstance(views, (RenderedViews, RemoteImages, RemoteShards, DecodedOnDevice)):
         pytest.skip("these stay in the process that trains")
     again = pickle.loads(pickle.dumps(views))
     assert again.fingerprint == views.fingerprint and again.image_size == views.image_size

@@ -58,6 +58,7 @@ VARIANTS = (
         "conv_jepa uniform": Variant("conv_jepa", {"saccades.saliency": "uniform"}),
         "vicreg lars": Variant("vicreg", {"optimizer": "lars", "clip_norm": 1.0}),
         "sie that skips": Variant("sie", {"on_bad_record": "skip"}),
+        "sie kept on the device": Variant("sie", {"cache_decoded": True, "cache_in": "device"}),
         "sie rendered": Variant("sie", {"render_views": True}),
     }
 )

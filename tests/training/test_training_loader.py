@@ -88,6 +88,11 @@ def test_two_sources_of_images_at_once_are_refused(first: str, second: str, monk
         check_run(config)
 
 
+def test_what_lies_on_the_device_is_read_by_no_processes() -> None:
+    with pytest.raises(RunError, match="--cache-decoded and --loader-workers are given"):
+        check_run(PretrainingConfig(cache_decoded=True, cache_in="device", loader_workers=2))
+
+
 @pytest.mark.parametrize("source", [name for name in SOURCES if name != "--decode-on cuda"])
 def test_bad_records_may_be_skipped_with_every_source(source: str) -> None:
     check_run(PretrainingConfig(**SOURCES[source], on_bad_record="skip"))
@@ -99,7 +104,14 @@ def test_decoding_on_a_gpu_needs_one(monkeypatch: pytest.MonkeyPatch) -> None:
         check_run(PretrainingConfig(decode_on="cuda"))
 
 
-@pytest.mark.parametrize("way", [{}, {"render_views": True}, {"decode_on": "cuda"}, {"reading": "streamed"}], ids=str)
+@pytest.mark.parametrize(
+    "way",
+    [
+        {}, {"render_views": True}, {"decode_on": "cuda"}, {"reading": "streamed"},
+        {"cache_decoded": True, "cache_in": "device"},
+    ],
+    ids=str,
+)  # fmt: skip
 def test_each_way_to_the_views_keeps_incomplete_batches(
     way: dict[str, Any], tiny_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,8 +127,13 @@ def test_each_way_to_the_views_keeps_incomplete_batches(
 
 
 @pytest.mark.parametrize(
-    "way", [{"decode_on": "cuda"}, {"cache_decoded": True}, {"cache_decoded": True, "cache_in": "memory"}], ids=str
-)
+    "way",
+    [
+        {"decode_on": "cuda"}, {"cache_decoded": True}, {"cache_decoded": True, "cache_in": "memory"},
+        {"cache_decoded": True, "cache_in": "device"},
+    ],
+    ids=str,
+)  # fmt: skip
 def test_decoding_on_a_device_and_the_cache_give_the_batches_that_are_stored(
     way: dict[str, Any], tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

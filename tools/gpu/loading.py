@@ -31,6 +31,9 @@ WARM_UP_BATCHES = 6  # more than a loader makes ahead
 SECONDS = 1.5
 PAPER_LOOP = ["--encoder", "sie_resnet18", "--batch-size", "256", "--mixed-precision", "bf16", "--epochs", "1000"]
 LOOP_STEPS, LINES_LEFT_OUT = 90, 1
+KEPT = ["--cache-decoded", "--cache-in", "device"]
+EMBEDDED_LOOPS = {"default options": [], "views on the device": KEPT, "there and as CUDA graphs": [*KEPT, "--cuda-graph"]}
+EMBEDDED_STEPS, EMBEDDED_IMAGES = 600, 128
 BATCH_SIZES = {256: 128, 128: 256, 64: 256}
 OBJECTS_PER_FAMILY = 16  # whose meshes are rendered: enough for a batch, and made in two seconds
 
@@ -94,17 +97,17 @@ def measure_rendering(phase: Phase, image_size: int, target: str | None) -> None
     phase.measure(f"rendered, {image_size} px", "images/s", work, target, needs_seconds=SECONDS + 5)
 
 
-def waiting_share(phase: Phase, image_size: int) -> Value:
-    """Of SIE's own loop: the part of its time in which no batch was ready; and its speed."""
+def loop(phase: Phase, name: str, options: list[str], all_steps: int) -> dict[str, float]:
+    """Images a second and the share of waiting in SIE's own loop on a set, after its first line of the log."""
     recipe = load_recipe("sie")
-    data = wait_for_set(phase, "pairs256")
-    small = ["--image-size", "32", "--batch-size", "8", "--loader-workers", "1"]
-    sizes = small if phase.quick else ["--image-size", str(image_size), *PAPER_LOOP]
-    steps, log_every = (6, 3) if phase.quick else (LOOP_STEPS, LOOP_STEPS // 3)
+    data = wait_for_set(phase, name)
+    sizes = ["--image-size", "32", "--batch-size", "8"] if phase.quick else options
+    steps = 6 if phase.quick else all_steps
+    log_every = steps // 3
     with tempfile.TemporaryDirectory(dir=phase.work) as folder:
         run_loop(recipe, configured(recipe, [
             "--data-dir", str(data), *sizes, "--steps", str(steps), "--log-every", str(log_every),
-            "--save-every", NEVER, "--out", f"{folder}/run",
+            "--save-every", NEVER, "--out", f"{folder}/run", *(["--loader-workers", "1"] if phase.quick else []),
         ]))  # fmt: skip
         lines = [json.loads(line) for line in (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()]
         processes = json.loads((Path(folder) / "run" / "config.json").read_text())["loader_workers"]
@@ -112,8 +115,21 @@ def waiting_share(phase: Phase, image_size: int) -> Value:
     seconds = sum(line["window_seconds"] for line in speeds)
     waited = sum(line["waiting_share"] * line["window_seconds"] for line in speeds)
     images = sum(line["images_per_second"] * line["window_seconds"] for line in speeds)
-    details = {"images/s": round(images / seconds), "steps": steps, "processes": processes}
-    return Value(waited / seconds, details)
+    rate = images / seconds
+    return {"images/s": round(rate), "waiting": waited / seconds, "steps": steps, "processes": processes}
+
+
+def waiting_share(phase: Phase, image_size: int) -> Value:
+    """The part of the time of a default loop in which no batch was ready; and its speed."""
+    found = loop(phase, "pairs256", ["--image-size", str(image_size), *PAPER_LOOP], LOOP_STEPS)
+    return Value(found.pop("waiting"), found)
+
+
+def embedded_speed(phase: Phase, options: list[str]) -> Value:
+    """Images a second in the loop of 64 pairs of 64 pixels."""
+    found = loop(phase, "pairs64", ["--epochs", "1000", *options], EMBEDDED_STEPS)
+    milliseconds = 0.0 if phase.quick else 1e3 * EMBEDDED_IMAGES / found["images/s"]
+    return Value(found.pop("images/s"), {"ms a step": round(milliseconds, 2), **found})
 
 
 def run(phase: Phase) -> None:
@@ -121,6 +137,10 @@ def run(phase: Phase) -> None:
     for image_size, target in ((256, "<= 0.05"), (128, None)):  # the set's images of 256 pixels are shrunk to 128
         name = f"share of waiting, SIE {image_size} px, default options"
         phase.measure(name, "", partial(waiting_share, phase, image_size), target, needs_seconds=15)
+    for name, options in EMBEDDED_LOOPS.items():
+        target = ">= 60000" if "--cuda-graph" in options else None
+        work = partial(embedded_speed, phase, options)
+        phase.measure(f"SIE embedded, 64 pairs in the loop, {name}", "images/s", work, target, needs_seconds=10)
     measure_rendering(phase, 128, ">= 15000")
     for name, image_size, way in (
         ("pairs256", 128, "processes"), ("pairs64", 64, "nvJPEG"), ("pairs256", 256, "processes"),

@@ -58,7 +58,7 @@ PLAN = (
     Planned(2, "waits of the host", FOLDER / "waits.py", 35),
     Planned(3, "training steps", FOLDER / "steps.py", 200),
     Planned(4, "processes", FOLDER / "processes.py", 64),
-    Planned(5, "data", FOLDER / "loading.py", 60),
+    Planned(5, "data", FOLDER / "loading.py", 75),
     Planned(6, "learning", FOLDER / "learning.py", 130),
     Planned(7, "vision transformers", FOLDER / "vision_transformers.py", 170),
 )

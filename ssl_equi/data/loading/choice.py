@@ -8,6 +8,7 @@ import torch
 from ssl_equi.data.cache import CachedViews, DecodedInMemory
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.derived import ResizedViews
+from ssl_equi.data.loading.device import DecodedOnDevice, device_loader
 from ssl_equi.data.loading.gpu import encoded_views, gpu_loader, nvjpeg_decoder
 from ssl_equi.data.loading.loader import Loader
 from ssl_equi.data.loading.rendered import RenderedViews, config_of_stored, rendered_loader
@@ -16,13 +17,15 @@ from ssl_equi.data.order import BatchOptions
 from ssl_equi.data.remote.streaming import streamed_loader
 from ssl_equi.data.remote.views import RemoteImages, RemoteViews
 
+CachePlace = Literal["disk", "memory", "device"]
+
 
 @dataclass(frozen=True)
 class ImageSource:
     """Where the images of a run come from; stored ones are decoded by threads where nothing else is asked for."""
 
     render_views: bool = False
-    cache_decoded: Literal["disk", "memory"] | None = None
+    cache_decoded: CachePlace | None = None
     """Where views that are decoded once are kept."""
     decode_on_cuda: bool = False
     streamed: bool = False
@@ -34,7 +37,7 @@ class ImageSource:
     """Of streamed views: objects among which batches are mixed."""
     threads: int = 2
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    """Where rendered views, and those that a GPU decodes, are made."""
+    """Where rendered views, and those that a GPU decodes or keeps, are made."""
 
     def problem(self) -> str | None:
         """The one rule: a source alone, and worker processes for what is stored or cached; None if it is kept."""
@@ -45,7 +48,7 @@ class ImageSource:
             "--reading streamed": self.streamed,
         }
         chosen = [flag for flag, is_given in given.items() if is_given]
-        if self.workers and self.cache_decoded is None:  # what is cached is read by processes as well
+        if self.workers and self.cache_decoded not in ("disk", "memory"):  # which processes read as well
             chosen.append("--loader-workers")
         if len(chosen) < 2:
             return None
@@ -77,7 +80,10 @@ def open_loader(
             **options,
         )
     if source.cache_decoded is not None:
-        decoded_once = CachedViews if source.cache_decoded == "disk" else DecodedInMemory
         skips = options.get("on_bad_record") == "skip"
+        if source.cache_decoded == "device":
+            on_device = DecodedOnDevice(train, source.device, keep_bad_views=skips, show_progress=show_progress)
+            return device_loader(on_device, **options)
+        decoded_once = CachedViews if source.cache_decoded == "disk" else DecodedInMemory
         train = decoded_once(train, keep_bad_views=skips, show_progress=show_progress)
     return stored_loader(train, threads=source.threads, workers=source.workers, **options)
