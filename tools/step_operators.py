@@ -15,7 +15,7 @@ import functools
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ from torch.utils._pytree import tree_leaves
 from ssl_equi.data.batch import ViewBatch
 from ssl_equi.errors import UserError
 from ssl_equi.objectives.base import Objective
+from ssl_equi.runtime import cuda_graphs
+from ssl_equi.training import run
 from ssl_equi.training.ending import Ending
 from ssl_equi.training.pretraining import Pretraining
 from ssl_equi.training.processes import Processes
@@ -48,9 +50,10 @@ DEVICE = torch.device("meta")
 FUSED_OPTIMISERS = {aten._fused_adam_, aten._fused_adamw_, aten._fused_sgd_}
 COUNTED_STEP = 1
 """The second: the optimiser has its moments, nothing is logged, and the online probes, which train in every fourth
-step, do nothing."""
+step, do nothing. Of captured steps it is the one after, the first that follows the capture."""
 PHASES = ("batch", "views", "forward", "backward", "optimiser", "target")
-"""batch: copies to the device. views: from it to what the objective is given. target: what follows the optimiser."""
+"""batch: copies to the device. views: from it to what the objective is given. target: what follows the optimiser. Of
+captured steps, the optimiser's phase has the graph, and the copies of what it is given."""
 AUGMENTED = ("--views.source", "augmented")
 WITH_ACTIONS = (*AUGMENTED, "--actions", "augmentation")
 RECIPES = (
@@ -63,8 +66,13 @@ VARIANTS: dict[str, tuple[str, ...]] = {name: (name,) for name in RECIPES} | {
     "seq_jepa, augmented": ("seq_jepa", "--views.preset", "seq_jepa", *WITH_ACTIONS),
     "simclr, augmented": ("simclr", *AUGMENTED),
     "byol, augmented": ("byol", *AUGMENTED),
+    "sie, captured": ("sie", "--cuda-graph"),
+    "byol, captured": ("byol", "--cuda-graph"),
+    "equicaps, captured": ("equicaps", "--cuda-graph"),
+    "seq_jepa, captured": ("seq_jepa", "--cuda-graph"),
+    "simclr, captured": ("simclr", "--cuda-graph"),
 }
-"""Recipes as they are by default, and some with augmented views: name and options."""
+"""Recipes as they are by default, some with augmented views, and some as CUDA graphs: name and options."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +80,7 @@ class OperatorsConfig:
     """Whose steps are counted, and how large they are."""
 
     variants: tuple[str, ...] = tuple(VARIANTS)
-    """Names of recipes, or NAME, augmented."""
+    """Names of recipes; also NAME, augmented and NAME, captured."""
     batch_size: int = 16
     """Objects in a step."""
     data_dir: Path | None = None
@@ -124,6 +132,21 @@ class OperatorCounter(TorchDispatchMode):
         return mock.patch.object(owner, method, watched)
 
 
+class _GraphOfOne:
+    """In place of `cuda_graphs.CudaGraph`: launching it is one operator."""
+
+    def __init__(self, device: torch.device) -> None: ...
+
+    def run(self, call: Callable[[], Any]) -> Any:
+        return call()
+
+    def capture(self, call: Callable[[], Any]) -> Any:
+        return call()
+
+    def replay(self) -> None:
+        torch.zeros((), device=DEVICE)
+
+
 class _CountedError(Exception):
     """Ends the loop after the step that was counted."""
 
@@ -138,13 +161,14 @@ def count_operators(variant: str, config: OperatorsConfig = OperatorsConfig()) -
         raise UserError(f"--operators.variants has {variant!r}: choose from {'; '.join(VARIANTS)}")
     counter = OperatorCounter()
     name, *options = VARIANTS[variant]
+    counted_step = COUNTED_STEP + ("--cuda-graph" in options)
 
     def on_step(step: int, batch: ViewBatch) -> None:
         counter.phase = "views"
-        if step == COUNTED_STEP:
+        if step == counted_step:
             for counts in counter.counts.values():
                 counts.clear()
-        elif step > COUNTED_STEP:
+        elif step > counted_step:
             raise _CountedError
 
     recipe = load_recipe(name)
@@ -165,7 +189,7 @@ def count_operators(variant: str, config: OperatorsConfig = OperatorsConfig()) -
         ]  # fmt: skip
         with contextlib.suppress(_CountedError):
             run_loop(recipe, configured(recipe, arguments), on_step)
-            raise AssertionError(f"{variant} ended before step {COUNTED_STEP + 1}")
+            raise AssertionError(f"{variant} ended before step {counted_step + 1}")
     return counter.counts
 
 
@@ -174,14 +198,17 @@ def runs_on_meta() -> Iterator[None]:
     """Lets runs take the device `meta`, and leave out what comes after the last step."""
     start = Run.__init__
 
-    def start_on_meta(run: Run, *arguments: Any) -> None:
-        start(run, *arguments)
-        run.device = run.processes.device = DEVICE
+    def start_on_meta(started: Run, *arguments: Any) -> None:
+        start(started, *arguments)
+        started.device = started.processes.device = DEVICE
 
     supported = _foreach_utils._get_fused_kernels_supported_devices()
     with (
         mock.patch.object(Run, "__init__", start_on_meta),
         mock.patch.object(Accelerator, "device", DEVICE),
+        mock.patch.object(run, "check_cuda_graph", lambda *_: None),
+        mock.patch.object(cuda_graphs, "CudaGraph", _GraphOfOne),
+        mock.patch.object(cuda_graphs, "ORDINARY_CALLS", 1),
         mock.patch("torch.autocast", lambda *_, **__: contextlib.nullcontext()),  # it doesn't know the device
         mock.patch.object(Ending, "check", lambda ending: None),
         mock.patch.object(Processes, "say", lambda processes, message: None),

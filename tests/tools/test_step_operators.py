@@ -11,6 +11,7 @@ MOST = {
     "essl": 288, "care": 310, "equimod": 169, "sen": 111, "conditional_byol": 142, "augself": 120, "simclr": 97,
     "moco": 125, "byol": 138, "simsiam": 108, "barlow_twins": 132, "vicreg": 107, "vicreg_traj": 212, "supervised": 82,
     "sie, augmented": 254, "seq_jepa, augmented": 346, "simclr, augmented": 191, "byol, augmented": 232,
+    "sie, captured": 8, "byol, captured": 9, "equicaps, captured": 8, "seq_jepa, captured": 9, "simclr, captured": 7,
 }  # fmt: skip
 """Operators of a step at most, views included: what is added must be worth its launch."""
 STORED = 3
@@ -42,7 +43,8 @@ def test_a_step_has_few_operators(variant: str, tiny_data: Path) -> None:
     counts = count_operators(variant, OperatorsConfig(data_dir=tiny_data))
     by_phase = {phase: operators.total() for phase, operators in counts.items()}
     assert sum(by_phase.values()) <= MOST[variant], by_phase
-    assert min(by_phase[phase] for phase in PHASES if phase != "target") > 0
+    none = {"forward", "backward"} if "captured" in variant else set()  # they are part of the graph
+    assert {phase for phase in PHASES if by_phase[phase] == 0} - {"target"} == none
     if "augmented" in variant:
         assert by_phase["views"] <= STORED + AUGMENTED
 

@@ -32,7 +32,11 @@ SECONDS = 1.5
 PAPER_LOOP = ["--encoder", "sie_resnet18", "--batch-size", "256", "--mixed-precision", "bf16", "--epochs", "1000"]
 LOOP_STEPS, LINES_LEFT_OUT = 90, 1
 KEPT = ["--cache-decoded", "--cache-in", "device"]
-EMBEDDED_LOOPS = {"default options": [], "views on the device": KEPT, "there and as CUDA graphs": [*KEPT, "--cuda-graph"]}
+EMBEDDED_LOOPS = {
+    "default options": [],
+    "views on the device": KEPT,
+    "there and as CUDA graphs": [*KEPT, "--cuda-graph"],
+}
 EMBEDDED_STEPS, EMBEDDED_IMAGES = 600, 128
 BATCH_SIZES = {256: 128, 128: 256, 64: 256}
 OBJECTS_PER_FAMILY = 16  # whose meshes are rendered: enough for a batch, and made in two seconds
