@@ -16,6 +16,7 @@ from typing import Annotated
 
 from ssl_equi.cli import run_recipe
 from ssl_equi.data.sources import DataSource
+from ssl_equi.errors import UserError
 from ssl_equi.objectives.supervised import Supervised, SupervisedConfig
 from ssl_equi.options import ActsWhen
 from ssl_equi.training.config import ActionsConfig
@@ -60,8 +61,16 @@ CONFIGS = {"embedded": embedded, "threediebench": threediebench}
 
 
 def build(config: Config, data: DataSource | None = None) -> Supervised:
-    """The encoder and its heads, initialised from the seed; no side effects."""
+    """The encoder and its heads, initialised from the seed; no side effects.
+
+    Raises UserError for data with fewer than two classes, if the class is to be learnt.
+    """
     num_classes = 24 if data is None else len(data.train.class_names)  # 24 of the embedded set
+    if num_classes < 2 and config.objective.class_weight > 0:
+        raise UserError(
+            f"the number of classes of the data is {num_classes}, and it takes 2 to tell them apart: "
+            "choose other data, or give --objective.class-weight 0"
+        )
     sizes = {"num_classes": num_classes, "action_dim": action_size(config, data)}
     return Supervised(initial_encoder(config), replace(config.objective, **sizes))
 

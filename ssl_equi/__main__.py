@@ -100,6 +100,9 @@ def run_or_sweep(name: str, script: Path, options: list[str]) -> None:
         from ssl_equi.training.sweep import train_seeds
 
         folders = explain_errors(lambda: train_seeds(["-m", "ssl_equi", name], script.stem, options))
+        if not all((folder / "results.json").exists() for folder in folders):
+            print(f"not probed, so there is no table: {PROGRAM} evaluate --encoder {folders[0]} probes the first run")
+            return
         name, script, options = "table", scripts_of(COMMANDS["table"])["table"], [str(folder) for folder in folders]
     run(script, [" ".join([PROGRAM, name, *([script.stem] if COMMANDS[name].named else [])]), *options])
 

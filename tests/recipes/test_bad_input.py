@@ -8,17 +8,19 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from recipes import sie
+from recipes import sie, supervised
 from ssl_equi.checkpoint import list_checkpoints
 from ssl_equi.cli import run_recipe
 from ssl_equi.data.sets import rendered
 from ssl_equi.data.shards.manifest import index_folder, read_manifest
 from ssl_equi.data.shards.reader import ShardDataset
+from ssl_equi.errors import UserError
 from ssl_equi.files import sha256_of_file
 from tests.conftest import TINY
 from tests.fakes import SmallConfig, event_lines, process_of_its_own, refused, train_only
@@ -271,3 +273,10 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_serves(trained: Any, f
     shutil.rmtree(newest)
     train_only(sie, dataclasses.replace(trained, resume=True))
     assert event_lines(trained.out) == losses
+
+
+def test_a_class_is_learnt_of_two_classes_at_least(small_config: SmallConfig) -> None:
+    data: Any = SimpleNamespace(train=SimpleNamespace(class_names=("mug",)))
+    config = small_config(supervised, actions=())
+    with pytest.raises(UserError, match=r"number of classes of the data is 1, .* give --objective\.class-weight 0"):
+        supervised.build(config, data)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from ssl_equi.__main__ import run_or_sweep
 from ssl_equi.errors import UserError
 from ssl_equi.training.sweep import seeds_of, train_seeds
 
@@ -54,6 +55,17 @@ def test_seeds_stand_between_other_options() -> None:
 def test_what_is_no_sweep_is_refused(options: list[str], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         seeds_of(options)
+
+
+def test_runs_that_are_not_probed_have_no_table(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = [Path("runs/sie-seed0"), Path("runs/sie-seed1")]
+    monkeypatch.setattr("ssl_equi.training.sweep.train_seeds", lambda *_: folders)
+    run_or_sweep("train", Path("recipes/sie.py"), ["--seeds", "0", "1", "--no-evaluate"])
+    assert capsys.readouterr().out == (
+        "not probed, so there is no table: ssl-equi evaluate --encoder runs/sie-seed0 probes the first run\n"
+    )
 
 
 def test_a_sweep_goes_on_where_it_was_stopped(runs: Callable[[int], list[list[str]]], tmp_path: Path) -> None:
