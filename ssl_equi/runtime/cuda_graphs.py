@@ -87,7 +87,8 @@ class CapturedFunction(Generic[Result]):
         elif [*map(_layout, inputs)] != self._layouts:
             return self._function(*inputs)
         kept = [mine for mine in self._inputs or () if mine is not None]
-        torch._foreach_copy_(kept, [given for given in inputs if given is not None])
+        if kept:
+            torch._foreach_copy_(kept, [given for given in inputs if given is not None])
         for rates in self._rates:
             rates.follow()
         self._graph.replay()

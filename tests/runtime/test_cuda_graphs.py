@@ -82,8 +82,14 @@ def test_a_function_that_waits_for_the_device_is_refused() -> None:
         captured(torch.ones(2))
 
 
+def test_a_function_may_need_no_inputs() -> None:
+    counter = torch.zeros(1)
+    captured = CapturedFunction(lambda: counter.add_(1), "cpu")
+    assert [captured().item() for _ in range(CALLS)] == [*range(1, CALLS + 1)]
+
+
 def test_a_number_of_python_stays_that_of_the_capture() -> None:
-    """So do those of a GPU: what the simulation would let through, a run would get wrong there."""
+    """As on a GPU: whoever captures a function with such numbers learns of it here."""
     numbers = iter(range(CALLS))
     captured = CapturedFunction(lambda given: given * next(numbers), "cpu")
     found = [captured(torch.ones(1)).item() for _ in range(CALLS)]

@@ -20,10 +20,12 @@ from measurements import Phase, Value, run_phase
 from steps import COMPILING_SECONDS, freed_afterwards, memory, products
 from torch import Tensor
 
+from ssl_equi.runtime.cuda_graphs import CapturedFunction
+
 DENSE, OCTIC, HYBRID = (f"{kind}vit_large_patch16_224" for kind in ("", "octic_", "hybrid_octic_"))
 VIT_BATCH = 64
 ROUNDS, STEPS_PER_ROUND = 3, 5
-WARM_UP_STEPS = 4  # a CUDA graph is recorded in the second or third step
+WARM_UP_STEPS = 4  # a CUDA graph is captured in one of them
 
 COMPILERS: dict[str, dict[str, Any]] = {
     "graphs": {"mode": "reduce-overhead"},
@@ -70,6 +72,15 @@ def measure_compilers(phase: Phase) -> None:
             compare(phase, name, compiler)
 
 
+def measure_captured(phase: Phase) -> None:
+    """The same with a step as one CUDA graph, which a slow host launches at once."""
+    config, contestants = transformers(phase)
+    for name in (HYBRID, OCTIC, DENSE):
+        work = partial(images_per_second, phase, contestants[name], config, {}, captured=not phase.quick)
+        phase.measure(f"{name}: one graph", "images/s", work, None, COMPILING_SECONDS)
+        compare(phase, name, "one graph")
+
+
 def measure_large_batches(phase: Phase) -> None:
     """Twice the images a step: half as many launches an image."""
     config, contestants = transformers(phase)
@@ -93,12 +104,15 @@ def images_per_second(
     config: bench_encoders.Config,
     compiler: dict[str, Any],
     shown_kernels: int = 0,
+    captured: bool = False,
 ) -> Value:
     """Images per second of steps that are queued without a wait in between, as runs do it, with peak and TFLOP/s."""
     torch.compiler.reset()
     with freed_afterwards(phase):
         step = bench_encoders.Step(contestant, config)
         step.compile_blocks(**compiler)
+        if captured:
+            step.run = CapturedFunction(step.run, phase.device)  # type: ignore[method-assign]
         for _ in range(0 if phase.quick else WARM_UP_STEPS):
             step.run()
         rounds, count = (1, 1) if phase.quick else (ROUNDS, STEPS_PER_ROUND)
@@ -257,6 +271,7 @@ def compilation_difference(phase: Phase, contestant: bench_encoders.Contestant, 
 
 def run(phase: Phase) -> None:
     measure_steps(phase)
+    measure_captured(phase)
     measure_products(phase)
     measure_compilers(phase)
     measure_large_batches(phase)
