@@ -6,8 +6,9 @@ the host all the time. A graph keeps what one call launched, with the addresses 
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -46,13 +47,23 @@ class CudaGraph:
         self._graph.replay()
 
 
+@dataclass
+class _Capture(Generic[Result]):
+    """What is known of the calls with inputs of one layout."""
+
+    graph: CudaGraph
+    calls: int = 0
+    inputs: tuple[Tensor | None, ...] = ()
+    result: Result | None = None
+
+
 class CapturedFunction(Generic[Result]):
     """A function of tensors on a GPU that runs as one CUDA graph, after a few ordinary calls.
 
     It may read and change other tensors, such as weights and moments, as long as they stay where they are in memory.
     What else it does in Python happens in ordinary calls and once more at the capture, but not in later ones. Random
-    numbers follow the generator of the device, as they do in ordinary calls. Inputs of other shapes than those of the
-    capture are given to the function itself.
+    numbers follow the generator of the device, as they do in ordinary calls. Inputs of other shapes, such as those of
+    an incomplete batch, have a graph of their own.
 
     Args:
         function: of tensors on the device, or None in their place.
@@ -68,10 +79,7 @@ class CapturedFunction(Generic[Result]):
     ) -> None:
         self._function, self._device = function, torch.device(device)
         self._rates = [RatesOnDevice(optimizer, self._device) for optimizer in optimizers]
-        self._graph = CudaGraph(self._device)
-        self._calls = 0
-        self._inputs: tuple[Tensor | None, ...] | None = None
-        self._layouts: list[Any] = []
+        self._captures: dict[Any, _Capture[Result]] = {}
 
     def __call__(self, *inputs: Tensor | None) -> Result:
         """The result of the function; from the capture on it lies in memory that the next call writes over.
@@ -79,36 +87,33 @@ class CapturedFunction(Generic[Result]):
         Raises:
             RunError: something in the function can't be captured, such as waiting for a value of the device.
         """
-        if self._inputs is None:
-            self._calls += 1
-            if self._calls <= ORDINARY_CALLS:
-                return self._graph.run(partial(self._function, *inputs))
-            self._capture(inputs)
-        elif [*map(_layout, inputs)] != self._layouts:
-            return self._function(*inputs)
-        kept = [mine for mine in self._inputs or () if mine is not None]
+        layout = tuple(None if given is None else (given.shape, given.stride(), given.dtype) for given in inputs)
+        captured = self._captures.get(layout)
+        if captured is None:
+            captured = self._captures[layout] = _Capture(CudaGraph(self._device))
+        captured.calls += 1
+        if captured.calls <= ORDINARY_CALLS:
+            return captured.graph.run(partial(self._function, *inputs))
+        if captured.calls == ORDINARY_CALLS + 1:
+            self._capture(captured, inputs)
+        kept = [mine for mine in captured.inputs if mine is not None]
         if kept:
             torch._foreach_copy_(kept, [given for given in inputs if given is not None])
         for rates in self._rates:
             rates.follow()
-        self._graph.replay()
-        return self._result
+        captured.graph.replay()
+        return cast(Result, captured.result)
 
-    def _capture(self, inputs: tuple[Tensor | None, ...]) -> None:
-        self._inputs = tuple(None if given is None else given.clone() for given in inputs)
-        self._layouts = [*map(_layout, inputs)]
+    def _capture(self, captured: _Capture[Result], inputs: tuple[Tensor | None, ...]) -> None:
+        captured.inputs = tuple(None if given is None else given.clone() for given in inputs)
         try:
             with ExitStack() as stack:
                 for rates in self._rates:
                     stack.enter_context(rates.used())
-                self._result = self._graph.capture(partial(self._function, *self._inputs))
+                captured.result = captured.graph.capture(partial(self._function, *captured.inputs))
         except RuntimeError as error:
             reason = str(error).partition("\n")[0].rstrip(".")
             raise RunError(f"a step can't be run as one CUDA graph ({reason}): leave out --cuda-graph") from error
-
-
-def _layout(given: Tensor | None) -> Any:
-    return None if given is None else (given.shape, given.stride(), given.dtype)
 
 
 class RatesOnDevice:
