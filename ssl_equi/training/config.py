@@ -98,7 +98,7 @@ class RunConfig:
     """CPU threads of torch in each process; the cores shared among the processes when not given."""
     loader_threads: Annotated[Threads | None, ActsWhen(lambda options: not options.loader_workers, _NO_WORKERS)] = None
     """Threads that decode images, in each process. When neither this nor loader_workers is given, a run on the CPU has
-    2, and one on a GPU has processes."""
+    2; one on a GPU decodes a set of up to 1 GiB once, into its memory, and has processes for a larger one."""
     loader_workers: Annotated[int, Range(minimum=0, maximum=256)] | None = None
     """Processes that decode images, for each process that trains, instead of threads; 0: threads. When not given, as
     many on a GPU as its share of the cores less two, and at most 16."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_equi.data.batch import ViewBatch
+from ssl_equi.data.cache import bytes_of_all_views
 from ssl_equi.data.collection import ViewCollection
 from ssl_equi.data.loading import choice
 from ssl_equi.data.loading.loader import Loader
@@ -29,6 +30,7 @@ from ssl_equi.views.makers import ViewMaker
 
 Trained = TypeVar("Trained", bound=Objective)
 Options = TypeVar("Options")
+LARGEST_KEPT = 2**30  # bytes of decoded views that a GPU keeps unasked
 
 
 def initial_encoder(config: PretrainingOptions) -> nn.Module:
@@ -165,11 +167,12 @@ def open_loader(
     """Loads this process's share of the global batches: `stored_views` views of each object."""
     for note in data.notes:
         processes.say(note)
-    if size.workers > 0:
-        processes.say(f"{size.workers} processes decode the images")
+    source = image_source(config, data.train, size, processes.device)
+    if source.workers > 0:
+        processes.say(f"{source.workers} processes decode the images")
     return choice.open_loader(
         data.train,
-        replace(config.image_source, threads=size.threads, workers=size.workers, device=processes.device),
+        source,
         show_progress=processes.is_main,
         global_batch_size=config.batch_size,
         views=stored_views,
@@ -180,6 +183,18 @@ def open_loader(
         on_bad_record=config.on_bad_record,
         max_skipped=config.max_skipped,
     )
+
+
+def image_source(
+    config: PretrainingOptions, train: ViewCollection, size: LoaderSize, device: torch.device
+) -> choice.ImageSource:
+    """Where the images come from: a small set lies on the GPU that trains, where the options leave that open."""
+    source = replace(config.image_source, threads=size.threads, workers=size.workers, device=device)
+    says_nothing = config.image_source == choice.ImageSource()
+    if device.type == "cpu" or not says_nothing or (config.loader_threads, config.loader_workers) != (None, None):
+        return source
+    room = min(LARGEST_KEPT, torch.cuda.mem_get_info(device)[0] // 4)
+    return replace(source, workers=0, cache_decoded="device") if bytes_of_all_views(train) <= room else source
 
 
 class DataIdentity:

@@ -59,6 +59,7 @@ VARIANTS = (
         "vicreg lars": Variant("vicreg", {"optimizer": "lars", "clip_norm": 1.0}),
         "sie that skips": Variant("sie", {"on_bad_record": "skip"}),
         "sie kept on the device": Variant("sie", {"cache_decoded": True, "cache_in": "device"}),
+        "sie with its own choice": Variant("sie", {"loader_threads": None}),
         "sie rendered": Variant("sie", {"render_views": True}),
     }
 )
@@ -111,8 +112,9 @@ def waits_of(
         moving = {"dataset": "3diebench-pt", "data_dir": tiny_moving_data}
         data = moving if set(variant.changes.get("actions", ())) & set(MOVING) else {}
         sizes = {"out": tmp_path / "run", "steps": STEPS, "log_every": LOG_EVERY}
+        sizes |= {"loader_threads": 2}  # whose batches are copied to the device
         watched = WatchedRuns(device, monkeypatch)
-        recipe.main(small_config(recipe, variant.name, **sizes, **data, **variant.changes))
+        recipe.main(small_config(recipe, variant.name, **sizes | data | variant.changes))
         return watched
 
     return run

@@ -19,6 +19,7 @@ from ssl_equi.data.sources import DataSource, open_data
 from ssl_equi.errors import RunError, UserError
 from ssl_equi.options import check_options
 from ssl_equi.training import config as run_config
+from ssl_equi.training import pretraining
 from ssl_equi.training.config import (
     FREE_OPTIONS,
     MOST_THREADS,
@@ -28,7 +29,7 @@ from ssl_equi.training.config import (
     check_run,
     loader_size,
 )
-from ssl_equi.training.pretraining import open_loader
+from ssl_equi.training.pretraining import image_source, open_loader
 from tests.fakes import Processes
 
 TWO_THREADS = LoaderSize(threads=2, workers=0)
@@ -198,6 +199,30 @@ def test_a_run_on_the_cpu_has_two_loader_threads_and_processes_only_if_asked_for
     assert loader_size(PretrainingConfig(), cpu) == LoaderSize(2, 0)
     assert loader_size(PretrainingConfig(loader_threads=5), cpu) == LoaderSize(5, 0)
     assert loader_size(PretrainingConfig(loader_workers=3), cpu) == LoaderSize(2, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "device", "free", "expected"),
+    [
+        ({}, CUDA, 2**30, "device"),
+        ({}, CUDA, 2**20, None),  # a quarter of what is free is less than the set
+        ({}, torch.device("cpu"), 2**30, None),
+        ({"loader_workers": 2}, CUDA, 2**30, None),
+        ({"loader_threads": 2}, CUDA, 2**30, None),
+        ({"cache_decoded": True}, CUDA, 2**30, "disk"),
+        ({"render_views": True}, CUDA, 2**30, None),
+    ],
+)
+def test_a_small_set_lies_on_the_gpu_where_nothing_else_is_asked_for(
+    options: dict[str, Any], device: torch.device, free: int, expected: str | None, tiny_data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, 2**30))
+    config = dataclasses.replace(config_of(tiny_data), **options)
+    source = image_source(config, data_of(config).train, LoaderSize(2, 2), device)
+    assert source.cache_decoded == expected and (source.workers == 0) == (expected == "device")
+    monkeypatch.setattr(pretraining, "LARGEST_KEPT", 1)
+    assert image_source(config, data_of(config).train, LoaderSize(2, 2), device).cache_decoded != "device"
 
 
 def test_processes_that_decode_are_said(
