@@ -80,10 +80,9 @@ class RunConfig:
     compile: bool = False
     """Compile encoder, momentum target and heads with torch.compile; of vision transformers each block by itself. On a
     GPU also the colour changes of augmented views."""
-    cuda_graph: bool = False
-    """Run each step on a GPU as one CUDA graph, with what `compile` makes: several times as fast for small encoders,
-    whose kernels take less time than their launches. Takes the memory of a step twice, as steps that are logged run
-    without."""
+    cuda_graph: Annotated[bool, ActsWhen(lambda options: options.log_every > 1, "give a log_every above 1")] = False
+    """Launch each step on a GPU at once, as a CUDA graph, with what `compile` makes: for small encoders, whose kernels
+    take less time than their launches. Takes the memory of a step twice, since steps that are logged run without."""
     checkpoint_activations: bool = False
     """Compute the encoder's activations again in the backward pass rather than keep them: larger models and batches fit
     into memory, for about a third more computation."""
@@ -336,23 +335,6 @@ def check_run(config: RunConfig) -> None:
     """Raises UserError for options that no run can have."""
     check_options(config)
     config.check()
-
-
-def check_cuda_graph(config: RunConfig, device: torch.device, world_size: int) -> None:
-    """Raises RunError if a run can't have its steps as CUDA graphs and asks for them."""
-    if not config.cuda_graph:
-        return
-    optimizer = getattr(config, "optimizer", None)
-    reasons = {
-        "needs an NVIDIA GPU, and PyTorch sees none": device.type != "cuda",
-        "keeps what one process launches, and this run has several: start it with one": world_size > 1,
-        "can't launch how --sharding full gathers weights": config.sharding == "full",
-        "can't replay the random state that --checkpoint-activations restores": config.checkpoint_activations,
-        "can't follow the learning rate of --optimizer lars, whose steps hold it as a number": optimizer == "lars",
-    }
-    for reason, holds in reasons.items():
-        if holds:
-            raise RunError(f"--cuda-graph {reason}; or leave it out")
 
 
 def with_configuration_name(config: Options, name: str) -> Options:

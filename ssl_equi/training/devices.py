@@ -1,4 +1,4 @@
-"""Moving a model and its batches to the device."""
+"""Moving a model and its batches to the device, and what can be done there."""
 
 import ctypes
 import sys
@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ssl_equi.data.batch import ViewBatch
+from ssl_equi.errors import RunError
+from ssl_equi.training.config import RunConfig
 
 # Of malloc.h: from which size on memory comes from the system and goes back there at once, and how much free memory at
 # the end of the heap goes back.
@@ -30,6 +32,23 @@ def prepare_for_device(objective: nn.Module, device: torch.device) -> None:
         torch.backends.cudnn.benchmark = True
     if device.type == "cpu":
         keep_freed_memory()
+
+
+def check_cuda_graph(config: RunConfig, device: torch.device, world_size: int) -> None:
+    """Raises RunError if a run can't have its steps as CUDA graphs and asks for them."""
+    if not config.cuda_graph:
+        return
+    optimizer = getattr(config, "optimizer", None)
+    reasons = {
+        "needs an NVIDIA GPU, and PyTorch sees none: leave it out": device.type != "cuda",
+        f"keeps what one process launches, and this run has {world_size}: start one, or leave it out": world_size > 1,
+        "can't gather weights as --sharding full does: leave one of them out": config.sharding == "full",
+        "can't restore random states as --checkpoint-activations does: leave one out": config.checkpoint_activations,
+        "can't follow the learning rate of --optimizer lars: choose another one, or leave it out": optimizer == "lars",
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise RunError(f"--cuda-graph {reason}")
 
 
 def use_channels_last(objective: nn.Module) -> None:

@@ -37,15 +37,8 @@ from ssl_equi.objectives.base import Objective, ObjectiveOutput
 from ssl_equi.objectives.parts.batch import convert_sync_batchnorm
 from ssl_equi.options import used_options
 from ssl_equi.runtime.device_copies import Unread, together
-from ssl_equi.training.config import (
-    RunConfig,
-    check_cuda_graph,
-    check_run,
-    default_threads,
-    loader_size,
-    refuse_other_options,
-)
-from ssl_equi.training.devices import on_device, prepare_for_device
+from ssl_equi.training.config import RunConfig, check_run, default_threads, loader_size, refuse_other_options
+from ssl_equi.training.devices import check_cuda_graph, on_device, prepare_for_device
 from ssl_equi.training.folder import STOPPED_FILE, RunFolder, choose_folder
 from ssl_equi.training.log import FiniteWatch, SpeedWindow, TrainingProgress, append_lines
 from ssl_equi.training.processes import Processes, launched_precision, set_timeout, starting_timeout
