@@ -20,7 +20,7 @@ from tests.fakes import RECIPES, SmallConfig, load_recipe, numbers, refused
 NUM_IMAGES = 30
 NUM_TRAINED = 28  # by the hashes of their names
 # What is missing to these images.
-NEED_MORE = {"equicaps": "choose a rotation of the data", "supervised": "num_classes is 1"}
+NEED_MORE = {"equicaps": "choose a rotation of the data", "supervised": "number of classes of the data is 1"}
 AUGMENTED = ViewOptions(source="augmented", preset="mocov2")
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "simclr": ("embedded", {}),
