@@ -130,6 +130,11 @@ class OnlineProbes:
         self.sums, self.past = zeros(_COUNTS, _SUMS), zeros(_PAST_COUNTS, _PAST_SUMS)
         self._update = CapturedFunction(self._measure_and_train, device, [self.optimizer]) if captured else None
 
+    @property
+    def are_due(self) -> bool:
+        """Whether the next call of `update` measures and trains."""
+        return self.calls % self.every == 0
+
     def update(self, features: Tensor, labels: Tensor, targets: Tensor | None) -> None:
         """Measure the heads on a batch, then train them on it; does nothing on all but one of `every` calls.
 
@@ -139,8 +144,9 @@ class OnlineProbes:
             targets: `[B, V, K]` of each view, such as its absolute rotation, w > 0; None where they are unknown, and
                 the regressors stay untrained.
         """
+        due = self.are_due
         self.calls += 1
-        if (self.calls - 1) % self.every != 0:
+        if not due:
             return
         update = self._measure_and_train if self._update is None else self._update
         update(features, labels, targets)

@@ -245,7 +245,8 @@ class FollowingProbes:
         num_views = output.features.shape[1]
         # Augmentations turn and crop a picture, so latents are followed only if the views are stored ones: then a
         # batch holds more than one of each object.
-        targets = self.followed.targets(batch) if batch.images.shape[1] > 1 else None
+        known = self.probes.are_due and batch.images.shape[1] > 1
+        targets = self.followed.targets(batch) if known else None
         self.probes.update(output.features, batch.labels, None if targets is None else targets[:, :num_views])
         if self.aggregate_probes is not None and output.aggregates is not None:
             self.aggregate_probes.update(output.aggregates.unsqueeze(1), batch.labels, None)
