@@ -17,9 +17,9 @@ from ssl_equi.views.options import ViewOptions
 from tests.fakes import RECIPES, SmallConfig, event_lines, forget_processes, load_recipe
 from tests.recorded_graph import RecordedGraph, simulate_graphs
 
-# Replayed are the steps that follow 2 ordinary ones and aren't logged: 3, 4, 6 to 9, and after another 2 ordinary ones
-# 13, 14, 16 and 17. Online probes train at 1, 5, 9, 13 and 17, of which 9 is replayed.
-ORDINARY_CALLS, LOG_EVERY, STOPPED_AFTER, STEPS = 2, 5, 10, 18
+# Replayed are the steps that follow an ordinary one and aren't logged: 2, 3, 5, 6 and 7, and after another ordinary one
+# 10 and 11. Online probes train at 1, 5 and 9, of which 5 is replayed.
+ORDINARY_CALLS, LOG_EVERY, STOPPED_AFTER, STEPS = 1, 4, 8, 12
 AUGMENTED = {"views": ViewOptions(source="augmented", preset="mocov2")}
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     **{name: (name, "embedded", {}) for name in RECIPES},
@@ -52,7 +52,7 @@ def test_captured_steps_are_ordinary_steps(
     recipe = load_recipe(name)
 
     def run(folder: Path, **options: Any) -> None:
-        sizes = {"out": folder, "steps": STEPS, "log_every": LOG_EVERY, "epochs": 6}
+        sizes = {"out": folder, "steps": STEPS, "log_every": LOG_EVERY, "epochs": 4}
         recipe.main(small_config(recipe, configuration, **sizes | changes | options))
         forget_processes()
 
@@ -60,9 +60,9 @@ def test_captured_steps_are_ordinary_steps(
     assert RecordedGraph.replays == 0
     run(tmp_path / "captured", cuda_graph=True, steps=STOPPED_AFTER)
     probes = 2 if name.startswith("seq_jepa") else 1  # of the features, and of aggregates
-    assert RecordedGraph.replays == 6 + probes
+    assert RecordedGraph.replays == 5 + probes
     run(tmp_path / "captured", cuda_graph=True, resume=True)
-    assert RecordedGraph.replays == 6 + probes + 4
+    assert RecordedGraph.replays == 5 + probes + 2
     for event in ("loss", "online_probe"):
         lines = event_lines(tmp_path / "ordinary", event)
         assert lines and event_lines(tmp_path / "captured", event) == lines
