@@ -70,13 +70,19 @@ class DecodedViews(DerivedViews):
 
     def __init__(self, stored: ViewCollection) -> None:
         super().__init__(stored)
-        # Where an object's views begin: they lie one behind the other, without padding.
+        # Where an object's views begin; see `places`.
         counts = np.broadcast_to(stored.views_of_each, stored.num_objects).astype(np.int64)
-        self.first_images = np.cumsum(counts) - counts
+        self._first_images = np.cumsum(counts) - counts
+
+    def places(self, objects: np.ndarray, views: np.ndarray) -> np.ndarray:
+        """int64 [b, V] of views [b, V] of objects [b] among all, which lie one behind the other, without padding."""
+        places: np.ndarray = self._first_images[objects][:, None] + views
+        return places
 
     def _read(
         self, object_indices: np.ndarray, view_indices: np.ndarray, out: np.ndarray, sizes_out: np.ndarray | None
     ) -> None:
+        places = self.places(object_indices, view_indices)
         if sizes_out is not None and self._content_sizes is not None:
             sizes_out[...] = self._content_sizes[object_indices[:, None], view_indices]
         for row, object_index in enumerate(object_indices.tolist()):
@@ -84,7 +90,7 @@ class DecodedViews(DerivedViews):
                 if (object_index, view) in self._bad_views:
                     raise DataError(self._bad_views[object_index, view])
                 with CLOCK.during("reading"):
-                    pixels = self._pixels_of(object_index, view, int(self.first_images[object_index]) + view)
+                    pixels = self._pixels_of(object_index, view, int(places[row, column]))
                 out[row, column] = pixels
 
     def _pixels_of(self, object_index: int, view: int, place: int) -> np.ndarray:
@@ -99,7 +105,7 @@ class DecodedViews(DerivedViews):
         stored = self.stored
         self._bad_views, sizes = {}, np.empty((stored.num_objects, stored.num_views, 2), dtype=np.int64)
         for objects, decoded, content_sizes, bad_views in _decoded(stored, keep_bad_views, show_progress):
-            own, first = _own_pixels(stored, objects, decoded), int(self.first_images[objects[0]])
+            own, first = _own_pixels(stored, objects, decoded), int(self._first_images[objects[0]])
             pixels[first : first + len(own)] = torch.from_numpy(own)
             sizes[objects] = content_sizes
             self._bad_views |= {(object_index, view): problem for object_index, view, problem in bad_views}

@@ -53,8 +53,7 @@ class DecodedOnDevice(DecodedViews):
 
     def fetched(self, objects: np.ndarray, views: np.ndarray) -> Fetched:
         """The images [b, V, H, W, 3] of views [b, V] of objects [b], on the device, and which of them are bad."""
-        places = torch.from_numpy(self.first_images[objects][:, None] + views)
-        (places,) = copy_together([places], self.pixels.device)
+        (places,) = copy_together([torch.from_numpy(self.places(objects, views))], self.pixels.device)
         problems: dict[int, DataError] = {}
         if self._bad_views:
             for row, column in np.ndindex(views.shape):
