@@ -30,7 +30,7 @@ class Config(ActionsConfig):
     """Options of AugSelf."""
 
     views: ViewOptions = field(default_factory=ViewOptions)
-    """Where the views of an object come from, and how the change between them is told."""
+    """Where the views of an object come from, and how the change between them is encoded."""
     objective: AugSelfConfig = field(default_factory=AugSelfConfig)
     """Weight and head of the regression."""
     simclr: SimCLRConfig = field(default_factory=SimCLRConfig)
@@ -38,7 +38,7 @@ class Config(ActionsConfig):
     actions: Annotated[
         ActionNames, ActsWhen(lambda options: options.objective.weight > 0, "give an objective.weight above 0")
     ] = ("rotation",)
-    """What the objective is told of the change: of stored views names of the data's latents, such as rotation,
+    """The actions that the objective is given: of stored views names of the data's latents, such as rotation,
     rotation_color or pose_base of 3DIEBench, or azimuth elevation of others; of augmented views augmentation."""
 
     @property

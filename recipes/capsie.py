@@ -1,7 +1,7 @@
 """CapsIE: capsules with a learnt predictor, the predecessor of EquiCaps (Everett, Durrant, Zhong and Leontidis 2024).
 
 A capsule network on the encoder's feature map makes activations, which must agree between the two views of an object,
-and poses; a hypernetwork that is told the rotation predicts the poses of view 2 from those of view 1, as in SIE. The
+and poses; a hypernetwork conditioned on the rotation predicts the poses of view 2 from those of view 1, as in SIE. The
 run also leaves `capsule_network/`, whose activations and poses `evaluation/probe.py` probes.
 
     accelerate launch recipes/capsie.py                                                 minutes on two CPU cores
@@ -33,7 +33,7 @@ class Config(ActionsConfig):
     """Any name of timm.list_models() whose features are pooled from its feature map without further weights; the paper
     has resnet18."""
     views: ViewOptions = field(default_factory=ViewOptions)
-    """Where the views of an object come from, and how the change between them is told."""
+    """Where the views of an object come from, and how the change between them is encoded."""
     objective: CapsIEConfig = field(default_factory=CapsIEConfig)
     """Weights and temperatures of the loss."""
     num_capsules: Width = 16

@@ -1,4 +1,4 @@
-"""Conditional BYOL: the predictor is told the action that leads to the other view (seq-JEPA's comparison).
+"""Conditional BYOL: the predictor is conditioned on the action to the other view (seq-JEPA's comparison).
 
 BYOL, one way only: from view 1 and the action to the target network's view 2 (Ghaemi et al., NeurIPS 2025).
 
@@ -28,7 +28,7 @@ class Config(ActionsConfig):
     """Options of Conditional BYOL."""
 
     views: ViewOptions = field(default_factory=ViewOptions)
-    """Where the views of an object come from, and how the change between them is told."""
+    """Where the views of an object come from, and how the change between them is encoded."""
     objective: ConditionalBYOLConfig = field(default_factory=ConditionalBYOLConfig)
     """Sizes of the heads."""
     target_momentum: Momentum = 0.996

@@ -36,7 +36,7 @@ class Config(ActionsConfig):
     """Options of EquiMod."""
 
     views: ViewOptions = field(default_factory=ViewOptions)
-    """Where the views of an object come from, and how the change between them is told."""
+    """Where the views of an object come from, and how the change between them is encoded."""
     objective: EquiModConfig = field(default_factory=EquiModConfig)
     """Form, weights and sizes."""
 

@@ -28,7 +28,7 @@ class Config(ActionsConfig):
     """Options of SEN."""
 
     views: ViewOptions = field(default_factory=ViewOptions)
-    """Where the views of an object come from, and how the change between them is told."""
+    """Where the views of an object come from, and how the change between them is encoded."""
     objective: SENConfig = field(default_factory=SENConfig)
     """Temperature and sizes."""
 

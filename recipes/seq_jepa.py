@@ -35,7 +35,7 @@ class Config(ActionsConfig):
     """Options of seq-JEPA. "Paper" is Ghaemi et al.; where its released code differs, the paper is followed."""
 
     views: ViewOptions = field(default_factory=ViewOptions)
-    """Where the views of an object come from, and how the change between them is told."""
+    """Where the views of an object come from, and how the change between them is encoded."""
     objective: SeqJEPAConfig = field(default_factory=SeqJEPAConfig)
     """Sizes and ablations."""
     observed_views: Width = 3

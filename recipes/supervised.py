@@ -31,14 +31,14 @@ class Config(ActionsConfig):
     """Options of the supervised ceiling."""
 
     views: ViewOptions = field(default_factory=ViewOptions)
-    """Where the views of an object come from, and how the change between them is told."""
+    """Where the views of an object come from, and how the change between them is encoded."""
     objective: SupervisedConfig = field(default_factory=SupervisedConfig)
     """Weights and head; the number of classes is that of the data."""
     actions: Annotated[
         ActionNames,
         ActsWhen(lambda options: options.objective.action_weight > 0, "give an objective.action_weight above 0"),
     ] = ("rotation",)
-    """What the objective is told of the change: of stored views names of the data's latents, such as rotation,
+    """The actions that the objective is given: of stored views names of the data's latents, such as rotation,
     rotation_color or pose_base of 3DIEBench, or azimuth elevation of others; of augmented views augmentation."""
 
     @property
