@@ -1,7 +1,7 @@
 """Build shards of posed views of your own mesh files (OBJ, PLY, GLB, glTF, STL, OFF), with their textures and colours.
 
     python datasets/meshes.py --models MODELS --out data/mine
-    python datasets/meshes.py --models SCANS --out data/scans --up z --image-size 128 --views 50 --translation
+    python datasets/meshes.py --models SCANS --out data/scans --up z --image-size 128 --views 50 --translation 0.5
     python datasets/meshes.py --models YCB --out data/ycb --files textured.obj --classes classes.csv --test-share 0.3
     python datasets/meshes.py --models MODELS --out data/mine --held-out-classes chair lamp --verify
 

@@ -2,7 +2,7 @@
 
     python datasets/procedural.py                                       the embedded default, into the user's cache
     python datasets/procedural.py --out p128 --set.image-size 128       twice the resolution
-    python datasets/procedural.py --set.translation                     objects that also move: 3DIEBench-PT
+    python datasets/procedural.py --set.translation 0.5                 objects that also move: 3DIEBench-PT
     python datasets/procedural.py --out ood --splits ood_rotation ood_family
     python datasets/procedural.py --out tree --layout files             CLASS/OBJECT/image_0.jpg, latent_0.npy, lists
 

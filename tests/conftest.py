@@ -70,7 +70,7 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_moving_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same objects, which also move: ten latents a view."""
     folder = tmp_path_factory.mktemp("tiny") / "3diebench-pt"
-    moving = dataclasses.replace(TINY, translation=True)
+    moving = dataclasses.replace(TINY, translation=0.5)
     build_procedural(folder, moving, ("train", "val", "test"), workers=1, show_progress=False)
     return folder
 

@@ -29,7 +29,7 @@ def small_archives(root: Path, image_bytes: Callable[..., bytes]) -> Iterator[Ar
     """
     write_posed(root / "3diebench", 7, image_bytes)
     write_posed(root / "3diebench-t", 10, image_bytes)
-    for name, translation in (("3diebench-p", False), ("3diebench-pt", True)):
+    for name, translation in (("3diebench-p", 0.0), ("3diebench-pt", 0.5)):
         embedded = ProceduralConfig(
             families=("chair", "mug"), held_out_families=(), train_objects=4, val_objects=1, test_objects=1,
             views=VIEWS, translation=translation,

@@ -18,12 +18,12 @@ from rich.console import Console
 from rich.table import Table
 
 from ssl_equi.cli import explain_errors, parse_command_line
-from ssl_equi.data.rendering.procedural import ProceduralConfig, plan_objects
-from ssl_equi.geometry.latents import TRANSLATION_COLUMNS
+from ssl_equi.data.rendering.procedural import ProceduralConfig, latents_of_object, plan_objects
+from ssl_equi.data.rendering.splits import ObjectTranslation
+from ssl_equi.geometry.latents import FURTHEST_TRANSLATION, TRANSLATION_COLUMNS
 from ssl_equi.scenes.families import DEFAULT_FAMILIES, build_object
 from ssl_equi.scenes.mesh import Mesh
 from ssl_equi.scenes.rasteriser import rasterise, visible_surface
-from ssl_equi.scenes.sampling import sample_latents
 from ssl_equi.scenes.scene import FLOOR_Z, NEAR_DEPTH, SceneSettings, main_camera, scene_parameters
 
 
@@ -39,6 +39,8 @@ class Config:
     """Views of each object."""
     scales: tuple[float, ...] = (1.0, SceneSettings.object_scale)
     """Diagonals of the objects' bounding boxes; 1.0 is that of 3DIEBench and 3DIEBench-T."""
+    translation: ObjectTranslation = FURTHEST_TRANSLATION
+    """How far the moved objects move along each of their own axes."""
     resolution: int = 128
     """Side of the picture in which areas are counted, in pixels."""
 
@@ -59,7 +61,7 @@ class Visibility:
 
 def main(config: Config) -> None:
     set_config = ProceduralConfig(
-        families=config.families, train_objects=config.objects, views=config.views, translation=True
+        families=config.families, train_objects=config.objects, views=config.views, translation=config.translation
     )
     planned_objects = plan_objects(set_config, "train")
     columns = "covered", "lost > 0", "> 10 %", "> 25 %", "> 50 %", "all", "sinks"
@@ -68,7 +70,7 @@ def main(config: Config) -> None:
         for scale in config.scales:
             found = []
             for planned in planned_objects:
-                latents = sample_latents(config.views, np.random.default_rng(planned.latents_seed), translation=True)
+                latents = latents_of_object(planned, set_config, set_config.rotation)
                 if not moved:
                     latents[:, TRANSLATION_COLUMNS] = 0
                 mesh = build_object(planned.family, planned.object_seed)

@@ -78,7 +78,7 @@ class Case:
 def sets() -> list[Case]:
     """Stored sets; what follows reads them."""
     build = ("datasets/procedural.py", *SMALL_SET, "--out", "{out}")
-    return [Case("set", build), Case("moving set", (*build, "--set.translation"))]
+    return [Case("set", build), Case("moving set", (*build, "--set.translation", "0.5"))]
 
 
 def runs() -> list[Case]:

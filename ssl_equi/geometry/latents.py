@@ -24,6 +24,8 @@ LATENT_NAMES: tuple[str, ...] = (
     "translation_z",
 )
 
+FURTHEST_TRANSLATION = 0.5  # of 3DIEBench-T, along each of an object's own axes, in world units
+
 LATENT_RANGES: dict[str, tuple[float, float]] = {
     "rotation_x": (-math.pi / 2, math.pi / 2),
     "rotation_y": (-math.pi / 2, math.pi / 2),
@@ -32,9 +34,9 @@ LATENT_RANGES: dict[str, tuple[float, float]] = {
     "light_theta": (0.0, math.pi / 4),
     "light_phi": (0.0, 2 * math.pi),
     "light_hue": (0.0, 1.0),
-    "translation_x": (-0.5, 0.5),
-    "translation_y": (-0.5, 0.5),
-    "translation_z": (-0.5, 0.5),
+    "translation_x": (-FURTHEST_TRANSLATION, FURTHEST_TRANSLATION),
+    "translation_y": (-FURTHEST_TRANSLATION, FURTHEST_TRANSLATION),
+    "translation_z": (-FURTHEST_TRANSLATION, FURTHEST_TRANSLATION),
 }
 
 LATENT_SIZE = 7  # 3DIEBench

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ssl_equi.errors import DataError
-from ssl_equi.geometry.latents import LATENT_RANGES
+from ssl_equi.geometry.latents import FURTHEST_TRANSLATION, LATENT_RANGES
 from ssl_equi.latents.angle import Angle
 from ssl_equi.latents.category import Category
 from ssl_equi.latents.direction import Direction
@@ -125,10 +125,19 @@ class LatentSchema:
         rotations = [latent for latent in self.latents if isinstance(latent.kind, Rotation)]
         return rotations[0] if len(rotations) == 1 else None
 
+    @cached_property
+    def scene_translation(self) -> float | None:
+        """How far objects of `ssl_equi.scenes` move along each of their axes, 0 if they don't; None of other views."""
+        place = self.by_name.get("translation")
+        if place is None:
+            return 0.0 if self == THREEDIEBENCH else None
+        extent = place.kind.ranges[0][1] if isinstance(place.kind, Translation) else 0.0
+        return extent if extent > 0 and self == scene_schema(extent) else None
+
     @property
     def is_of_scenes(self) -> bool:
         """Whether poses and lights are in the frame of `ssl_equi.scenes`, whose camera is known."""
-        return self in SCHEMA_OF_WIDTH.values()
+        return self.scene_translation is not None
 
     def quats_xyzw(self, latents: Tensor) -> Tensor | None:
         """Pose quaternions [..., 4] float64 of latents [..., L], with w >= 0; None without a pose.
@@ -223,11 +232,16 @@ THREEDIEBENCH = LatentSchema(
         Latent("light_hue", Angle(unit="turn"), 6),
     )
 )
-THREEDIEBENCH_T = LatentSchema(
-    (
-        *THREEDIEBENCH.latents,
-        Latent("translation", Translation(_bounds("translation_x", "translation_y", "translation_z")), 7),
-    ),
-    tuple(Motion(f"pose_{frame}", "rotation", "translation", frame) for frame in get_args(Frame)),
-)
+
+
+def scene_schema(translation: float) -> LatentSchema:
+    """Of rendered views whose objects move by up to `translation` along each of their axes, 0 where they don't."""
+    if not translation:
+        return THREEDIEBENCH
+    moves = Latent("translation", Translation(((-translation, translation),) * 3), 7)
+    motions = tuple(Motion(f"pose_{frame}", "rotation", "translation", frame) for frame in get_args(Frame))
+    return LatentSchema((*THREEDIEBENCH.latents, moves), motions)
+
+
+THREEDIEBENCH_T = scene_schema(FURTHEST_TRANSLATION)
 SCHEMA_OF_WIDTH: dict[int, LatentSchema] = {schema.num_columns: schema for schema in (THREEDIEBENCH, THREEDIEBENCH_T)}

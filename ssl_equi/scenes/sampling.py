@@ -13,6 +13,7 @@ from ssl_equi.geometry.latents import (
     LATENT_SIZE,
     LATENT_SIZE_WITH_TRANSLATION,
     ROTATION_COLUMNS,
+    TRANSLATION_COLUMNS,
 )
 from ssl_equi.geometry.rotations import euler_xyz_from_matrix, quat_normalize, quat_to_matrix
 
@@ -23,24 +24,28 @@ def sample_latents(
     count: int,
     generator: np.random.Generator,
     rotation: RotationSampling = "euler_box",
-    translation: bool = False,
+    translation: float = 0.0,
 ) -> NDArray[np.float64]:
-    """Latents [count, 7], or [count, 10] with a translation, in the order of ssl_equi.geometry.latents.
+    """Latents [count, 7], or [count, 10] of objects that move, in the order of ssl_equi.geometry.latents.
 
-    Hues, light and translation are uniform in LATENT_RANGES. The rotation is one of
+    Hues and light are uniform in LATENT_RANGES, and so is the translation in [-translation, translation] along each
+    axis: .5 in 3DIEBench-T, 0 for objects that don't move. The rotation is one of
 
     - "euler_box": each Euler angle uniform in [-pi/2, pi/2], as in 3DIEBench. Not uniform on SO(3).
     - "uniform": uniform on SO(3) (Haar), written as Euler angles.
     - "outside_box": a pose that "euler_box" never draws, for tests of generalisation; see `_angles_outside_box`.
 
-    Raises ValueError for a negative count and another rotation.
+    Raises ValueError for a negative count or translation and another rotation.
     """
     if count < 0:
         raise ValueError(f"count is {count}: draw 0 latents or more")
     if rotation not in get_args(RotationSampling):
         raise ValueError(f"rotation is {rotation!r}: choose one of {', '.join(get_args(RotationSampling))}")
+    if translation < 0:
+        raise ValueError(f"translation is {translation}: give how far objects move, 0 or more")
     names = LATENT_NAMES[: LATENT_SIZE_WITH_TRANSLATION if translation else LATENT_SIZE]
     low, high = np.array([LATENT_RANGES[name] for name in names]).T
+    low[TRANSLATION_COLUMNS], high[TRANSLATION_COLUMNS] = -translation, translation
     latents = generator.uniform(low, high, size=(count, len(names)))
     if rotation == "uniform":
         latents[:, ROTATION_COLUMNS] = _uniform_angles(count, generator)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import simplejpeg
 
+from ssl_equi.data.loading.rendered import config_of_stored
 from ssl_equi.data.rendering import procedural
 from ssl_equi.data.rendering import splits as rendering
 from ssl_equi.data.rendering.procedural import (
@@ -30,6 +31,7 @@ from ssl_equi.data.sets import rendered
 from ssl_equi.data.shards.reader import ShardDataset
 from ssl_equi.data.sources import open_data
 from ssl_equi.errors import DataError
+from ssl_equi.latents.translation import Translation
 from tests.launched import PATIENCE_SECONDS
 
 ROOT = Path(__file__).parent.parent.parent
@@ -52,9 +54,10 @@ def test_the_default_is_the_set_that_is_already_in_caches_and_results() -> None:
     """A new option must leave the hashes of the old settings alone: they name cache folders, and data in results."""
     assert ProceduralConfig().fingerprint == "250633f4"
     assert ProceduralConfig(image_size=128).fingerprint == "ecf2ae23"
-    assert ProceduralConfig(translation=True).fingerprint == "f3f9c7ff"
+    assert ProceduralConfig(translation=0.5).fingerprint == "f3f9c7ff"
+    assert ProceduralConfig(translation=0.2).fingerprint == "4772392b"
     assert default_folder(ProceduralConfig()).name == "3diebench-p-64px-250633f4"
-    assert default_folder(ProceduralConfig(translation=True)).name == "3diebench-pt-64px-f3f9c7ff"
+    assert default_folder(ProceduralConfig(translation=0.5)).name == "3diebench-pt-64px-f3f9c7ff"
     settings = procedural.split_settings(ProceduralConfig(), "train")
     assert settings.plan_sha256 == "dfb59cc2769cac60fc8f25df751329115ed8d0aab63dcddf7f832d65110fba6f"
 
@@ -158,14 +161,20 @@ def test_held_out_rotations_and_families(tiny_config: ProceduralConfig, tmp_path
 
 
 def test_translation_gives_ten_latents(tiny_config: ProceduralConfig) -> None:
-    config = dataclasses.replace(tiny_config, translation=True)
+    config = dataclasses.replace(tiny_config, translation=0.5)
     records = render_objects(plan_objects(config, "val")[:1], config, "euler_box")
     assert records[0].latents.shape == (4, 10)
     assert np.abs(records[0].latents[:, 7:]).max() <= 0.5
 
 
+@pytest.mark.parametrize("translation", [-0.1, 0.6, True])
+def test_objects_that_would_leave_the_picture_are_refused(translation: float) -> None:
+    with pytest.raises(DataError, match=r"translation is .*: choose from 0 to 0\.5"):
+        ProceduralConfig(translation=translation)
+
+
 def test_the_translated_set_shows_the_same_objects_moved(tiny_config: ProceduralConfig) -> None:
-    translated = dataclasses.replace(tiny_config, translation=True)
+    translated = dataclasses.replace(tiny_config, translation=0.5)
     assert plan_objects(translated, "test") == plan_objects(tiny_config, "test")
     assert translated.title == "3DIEBench-PT"
 
@@ -173,7 +182,7 @@ def test_the_translated_set_shows_the_same_objects_moved(tiny_config: Procedural
 def test_embedded_sets_open_under_their_own_name_only(
     tiny_data: Path, tiny_config: ProceduralConfig, tmp_path: Path
 ) -> None:
-    translated = dataclasses.replace(tiny_config, translation=True)
+    translated = dataclasses.replace(tiny_config, translation=0.5)
     build_procedural(tmp_path, translated, ("train", "val", "test"), workers=1, show_progress=False)
     data = open_data("3diebench-pt", tmp_path, "test", 32)
     assert data.train.latents.shape == (24, 4, 10)
@@ -183,6 +192,20 @@ def test_embedded_sets_open_under_their_own_name_only(
         open_data("3diebench-p", tmp_path, "test", 32)
     with pytest.raises(DataError, match="translation: give --dataset 3diebench-p, or"):
         open_data("3diebench-pt", tiny_data, "test", 32)
+
+
+def test_a_set_that_moves_less_opens_as_the_embedded_one_that_moves(
+    tiny_config: ProceduralConfig, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(tiny_config, translation=0.2)
+    build_procedural(tmp_path, config, ("train", "test"), workers=1, show_progress=False)
+    data = open_data("3diebench-pt", tmp_path, "test", 32)
+    place = data.train.manifest.schema.by_name["translation"]
+    assert place.kind == Translation(((-0.2, 0.2),) * 3)
+    assert 0.15 < np.abs(data.train.latents[..., 7:]).max() <= 0.2
+    assert config_of_stored(data.train).translation == 0.2
+    with pytest.raises(DataError, match="give --dataset 3diebench-pt, or"):
+        open_data("3diebench-p", tmp_path, "test", 32)
 
 
 def test_the_translated_set_renders_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -196,19 +219,20 @@ def test_the_translated_set_renders_itself(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setattr(rendered, "build_procedural", note)
     with pytest.raises(DataError, match="nothing is rendered"):
         open_data("3diebench-pt", None, "ood_rotation", 64)
-    expected = ProceduralConfig(translation=True)
+    expected = ProceduralConfig(translation=0.5)
     assert built == [(default_folder(expected).name, expected, ("train", "ood_rotation"))]
 
 
 @pytest.mark.parametrize(
     ("translation", "mean", "std"),
     [
-        (False, PIXEL_MEAN_RGB, PIXEL_STD_RGB),
-        (True, TRANSLATED_PIXEL_MEAN_RGB, TRANSLATED_PIXEL_STD_RGB),
+        (0.0, PIXEL_MEAN_RGB, PIXEL_STD_RGB),
+        (0.2, TRANSLATED_PIXEL_MEAN_RGB, TRANSLATED_PIXEL_STD_RGB),
+        (0.5, TRANSLATED_PIXEL_MEAN_RGB, TRANSLATED_PIXEL_STD_RGB),
     ],
 )
 def test_stated_pixel_statistics_are_those_of_the_pixels(
-    translation: bool, mean: tuple[float, ...], std: tuple[float, ...]
+    translation: float, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> None:
     config = ProceduralConfig(train_objects=2, views=8, translation=translation)
     images = np.stack(
@@ -263,9 +287,9 @@ def stored_views(folder: Path, split: str) -> dict[str, bytes]:
     return pictures
 
 
-@pytest.mark.parametrize("translation", [False, True])
+@pytest.mark.parametrize("translation", [0.0, 0.5])
 def test_files_in_the_original_layout_convert_to_the_same_shards(
-    translation: bool, tiny_config: ProceduralConfig, tmp_path: Path
+    translation: float, tiny_config: ProceduralConfig, tmp_path: Path
 ) -> None:
     """Our renderer writes the folder layout of 3DIEBench(-T); the converter of the real data sets reads it."""
     config = dataclasses.replace(tiny_config, translation=translation)

@@ -208,7 +208,7 @@ def test_the_result_opens_like_3diebench(meshes: ModuleType, tmp_path: Path, cap
 
 def test_objects_that_move_open_like_3diebench_t(meshes: ModuleType, tmp_path: Path) -> None:
     models = write_models(tmp_path / "models", MODELS[:4])
-    moving = dataclasses.replace(TINY, translation=True)
+    moving = dataclasses.replace(TINY, translation=0.5)
     meshes.main(meshes.Config(models, tmp_path / "shards", moving, workers=1))
     data = open_data("3diebench-t", tmp_path / "shards", "test", 16)
     assert data.train.latents.shape == (2, 3, 10) and np.abs(data.train.latents[..., 7:]).max() <= 0.5

@@ -35,7 +35,7 @@ def views_of(schema: LatentSchema, rotation: str = "euler_box") -> tuple[Tensor,
     generator = np.random.default_rng(0)
     if schema in (ROBOT, OWN_NAME):
         return schema.sample(generator, 300), schema.sample(generator, 300)
-    both = sample_latents(600, generator, rotation, translation=schema is THREEDIEBENCH_T)  # type: ignore[arg-type]
+    both = sample_latents(600, generator, rotation, translation=schema.scene_translation or 0.0)  # type: ignore[arg-type]
     return torch.from_numpy(both[:300]), torch.from_numpy(both[300:])
 
 

@@ -15,7 +15,15 @@ from ssl_equi.geometry.latents import LATENT_NAMES, LATENT_SIZE, LATENT_SIZE_WIT
 from ssl_equi.latents.angle import Angle
 from ssl_equi.latents.direction import Direction
 from ssl_equi.latents.rotation import Rotation
-from ssl_equi.latents.schema import SCHEMA_OF_WIDTH, THREEDIEBENCH, THREEDIEBENCH_T, Latent, LatentSchema, Motion
+from ssl_equi.latents.schema import (
+    SCHEMA_OF_WIDTH,
+    THREEDIEBENCH,
+    THREEDIEBENCH_T,
+    Latent,
+    LatentSchema,
+    Motion,
+    scene_schema,
+)
 from ssl_equi.latents.translation import Translation
 from ssl_equi.scenes.sampling import sample_latents
 
@@ -61,11 +69,20 @@ def test_schemas_of_3diebench_have_its_columns() -> None:
     assert [motion.name for motion in THREEDIEBENCH_T.motions] == ["pose_base", "pose_object"]
 
 
+def test_rendered_views_are_known_by_their_latents_however_far_objects_move() -> None:
+    extents = [scene_schema(extent).scene_translation for extent in (0.0, 0.2, 0.5)]
+    assert extents == [0, 0.2, 0.5] and scene_schema(0.5) == THREEDIEBENCH_T
+    assert LatentSchema.from_json(scene_schema(0.2).as_json()) == scene_schema(0.2)
+    sideways = Latent("translation", Translation(((-0.2, 0.2), (-0.1, 0.1), (-0.2, 0.2))), 7)
+    others = MIXED, LatentSchema(THREEDIEBENCH.latents[:1]), LatentSchema((*THREEDIEBENCH.latents, sideways))
+    assert [other.scene_translation for other in others] == [None] * 3
+    assert [schema.is_of_scenes for schema in (THREEDIEBENCH, scene_schema(0.2), MIXED)] == [True, True, False]
+
+
 @pytest.mark.parametrize("schema", [THREEDIEBENCH, THREEDIEBENCH_T])
 def test_samples_of_3diebench_are_those_of_its_scenes_to_the_bit(schema: LatentSchema) -> None:
     found = schema.sample(np.random.default_rng(3), 50)
-    with_translation = schema is THREEDIEBENCH_T
-    assert np.array_equal(found, sample_latents(50, np.random.default_rng(3), translation=with_translation))
+    assert np.array_equal(found, sample_latents(50, np.random.default_rng(3), translation=schema.scene_translation))
     assert MIXED.sample(np.random.default_rng(0), 30).shape == (30, MIXED.num_columns) == (30, 19)
 
 

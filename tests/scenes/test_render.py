@@ -98,7 +98,7 @@ def covered_pixels(mesh: Mesh, latents: Tensor, **settings: float) -> np.ndarray
     return left / floor < 0.45
 
 
-def random_batch(count: int, meshes: int, seed: int = 0, translation: bool = True) -> tuple[Tensor, Tensor]:
+def random_batch(count: int, meshes: int, seed: int = 0, translation: float = 0.5) -> tuple[Tensor, Tensor]:
     generator = np.random.default_rng(seed)
     indices = torch.from_numpy(generator.integers(meshes, size=count))
     return indices, torch.from_numpy(sample_latents(count, generator, translation=translation))

@@ -15,18 +15,18 @@ def sample(count: int = 4000, seed: int = 0, **options: object) -> np.ndarray:
     return sample_latents(count, np.random.default_rng(seed), **options)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("translation", [False, True])
-def test_euler_box_latents_are_uniform_in_their_ranges(translation: bool) -> None:
+@pytest.mark.parametrize("translation", [0.0, 0.2, 0.5])
+def test_euler_box_latents_are_uniform_in_their_ranges(translation: float) -> None:
     latents = sample(translation=translation)
     assert latents.shape == (4000, 10 if translation else 7) and latents.dtype == np.float64
     for name, values in zip(LATENT_NAMES, latents.T):
-        low, high = LATENT_RANGES[name]
+        low, high = (-translation, translation) if name.startswith("translation") else LATENT_RANGES[name]
         assert kstest(values, "uniform", (low, high - low)).pvalue > 1e-3, name
 
 
 @pytest.mark.parametrize("rotation", ["euler_box", "uniform", "outside_box"])
 def test_the_rotation_mode_leaves_the_other_latents_uniform(rotation: str) -> None:
-    latents = sample(rotation=rotation, translation=True)
+    latents = sample(rotation=rotation, translation=0.5)
     for column in range(3, 10):
         low, high = LATENT_RANGES[LATENT_NAMES[column]]
         assert kstest(latents[:, column], "uniform", (low, high - low)).pvalue > 1e-3
@@ -75,8 +75,10 @@ def test_the_generator_decides_the_sample() -> None:
 
 
 def test_empty_sample_and_wrong_arguments() -> None:
-    assert sample(0, rotation="uniform", translation=True).shape == (0, 10)
+    assert sample(0, rotation="uniform", translation=0.5).shape == (0, 10)
     with pytest.raises(ValueError, match="count is -1"):
         sample(-1)
+    with pytest.raises(ValueError, match=r"translation is -0\.1"):
+        sample(translation=-0.1)
     with pytest.raises(ValueError, match=r"'box'.*euler_box, uniform, outside_box"):
         sample(rotation="box")

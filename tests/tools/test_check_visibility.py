@@ -61,10 +61,10 @@ def test_far_objects_are_lost_and_low_ones_sink(tool: ModuleType) -> None:
 
 
 def test_moved_objects_of_the_embedded_set_stay_in_sight(tool: ModuleType) -> None:
-    config = ProceduralConfig(train_objects=1, translation=True)
+    config = ProceduralConfig(train_objects=1, translation=0.5)
     lost = []
     for planned in plan_objects(config, "train"):
-        latents = sample_latents(config.views, np.random.default_rng(planned.latents_seed), translation=True)
+        latents = sample_latents(config.views, np.random.default_rng(planned.latents_seed), translation=0.5)
         mesh = build_object(planned.family, planned.object_seed)
         lost.append(tool.visibility(mesh, latents, SceneSettings().object_scale, 64).lost)
     assert np.max(lost) < 0.7

@@ -31,7 +31,7 @@ from ssl_equi.data.rendering.procedural import (
 from ssl_equi.data.shards.reader import ShardDataset
 from ssl_equi.errors import DataError
 from ssl_equi.files import building_progress
-from ssl_equi.geometry.latents import LATENT_SIZE_WITH_TRANSLATION, quat_xyzw_from_latents
+from ssl_equi.geometry.latents import quat_xyzw_from_latents
 from ssl_equi.scenes.families import build_object
 from ssl_equi.scenes.render import Renderer
 from ssl_equi.scenes.sampling import RotationSampling, sample_latents
@@ -194,7 +194,7 @@ def config_of_stored(stored: ViewCollection) -> ProceduralConfig:
             train_objects=max(1, shards.num_objects // len(shards.class_names)),
             views=shards.num_views,
             image_size=stored.image_size[0],
-            translation=shards.latents.shape[-1] == LATENT_SIZE_WITH_TRANSLATION,
+            translation=shards.manifest.schema.scene_translation or 0.0,
             seed=shards.manifest.seed,
         )
         for rotation in _ROTATIONS_OF_TRAINING:

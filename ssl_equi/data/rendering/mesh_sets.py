@@ -25,12 +25,19 @@ from numpy.typing import NDArray
 
 from ssl_equi.data.collection import Rgb
 from ssl_equi.data.rendering.mesh_files import MESH_SUFFIXES, Model, UpAxis, read_model
-from ssl_equi.data.rendering.splits import RenderedSplit, map_in_processes, process_pool, rendered_records
+from ssl_equi.data.rendering.splits import (
+    ObjectTranslation,
+    RenderedSplit,
+    map_in_processes,
+    process_pool,
+    rendered_records,
+    settings_of_plan,
+)
 from ssl_equi.data.shards.convert import measured_note
 from ssl_equi.data.shards.format import MAX_KEY_LENGTH, ObjectRecord
 from ssl_equi.data.shards.records import SplitSettings, mean_and_std, pixel_moments
 from ssl_equi.errors import DataError, visible
-from ssl_equi.latents.schema import THREEDIEBENCH, THREEDIEBENCH_T, LatentSchema
+from ssl_equi.latents.schema import LatentSchema, scene_schema
 from ssl_equi.options import Count, ImageSide, Range, Seed
 from ssl_equi.scenes.render import Renderer
 from ssl_equi.scenes.sampling import RotationSampling, sample_latents
@@ -63,8 +70,8 @@ class MeshSetConfig:
     """Axis of the files that points up: y in most OBJ and all GLB files, z in many scans."""
     rotation: Literal["euler_box", "uniform"] = "euler_box"
     """euler_box as 3DIEBench (angles within 90 degrees), or uniform on SO(3)."""
-    translation: bool = False
-    """Move the objects too, by up to 0.5 along each of their own axes: the ten latents of 3DIEBench-T."""
+    translation: ObjectTranslation = 0.0
+    """Move the objects too, by up to this along each of their own axes: ten latents, as in 3DIEBench-T (0.5)."""
     split_by: Literal["auto", "objects", "views"] = "auto"
     """objects: val has other objects than train; views: the same in other poses; auto: views if no class has two."""
     val_share: Share = 0.1
@@ -82,7 +89,7 @@ class MeshSetConfig:
 
     @property
     def schema(self) -> LatentSchema:
-        return THREEDIEBENCH_T if self.translation else THREEDIEBENCH
+        return scene_schema(self.translation)
 
     @property
     def scene(self) -> SceneSettings:
@@ -399,7 +406,7 @@ def rendered_splits(
     notes = (*provenance.notes, measured)
     splits = {}
     for name, (class_names, objects) in planned.items():
-        content = {"generator": GENERATOR_VERSION, "config": dataclasses.asdict(config)}
+        content = {"generator": GENERATOR_VERSION, "config": settings_of_plan(config)}
         content["objects"] = [dataclasses.astuple(each) for each in objects]
         settings = SplitSettings(
             split=name,

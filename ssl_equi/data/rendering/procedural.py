@@ -19,11 +19,18 @@ import numpy as np
 from numpy.typing import NDArray
 from platformdirs import user_cache_path
 
-from ssl_equi.data.rendering.splits import RenderedSplit, build_splits, rendered_records
+from ssl_equi.data.rendering.splits import (
+    ObjectTranslation,
+    RenderedSplit,
+    build_splits,
+    rendered_records,
+    settings_of_plan,
+)
 from ssl_equi.data.shards.format import ObjectRecord
 from ssl_equi.data.shards.records import SplitSettings
 from ssl_equi.errors import DataError
-from ssl_equi.latents.schema import THREEDIEBENCH, THREEDIEBENCH_T, LatentSchema
+from ssl_equi.geometry.latents import FURTHEST_TRANSLATION
+from ssl_equi.latents.schema import LatentSchema, scene_schema
 from ssl_equi.options import Count, ImageSide, Range, Seed
 from ssl_equi.scenes.families import DEFAULT_FAMILIES, HELD_OUT_FAMILIES, build_object
 from ssl_equi.scenes.sampling import RotationSampling, sample_latents
@@ -61,8 +68,8 @@ class ProceduralConfig:
     """Side of the images in pixels (3DIEBench has 256)."""
     rotation: RotationSampling = "euler_box"
     """euler_box as 3DIEBench (angles within 90 degrees), or uniform on SO(3)."""
-    translation: bool = False
-    """Move the objects too, by up to 0.5 along each of their own axes: the ten latents of 3DIEBench-T."""
+    translation: ObjectTranslation = 0.0
+    """Move the objects too, by up to this along each of their own axes: ten latents, as in 3DIEBench-T (0.5)."""
     jpeg_quality: Annotated[int, Range(minimum=1, maximum=100)] = 95
     """Quality of the images, which are stored once and never encoded again."""
     objects_per_shard: Count = 500
@@ -77,11 +84,13 @@ class ProceduralConfig:
         for field in ("train_objects", "val_objects", "test_objects", "views"):
             if getattr(self, field) < (2 if field == "views" else 1):
                 raise DataError(f"{field} is {getattr(self, field)}: it is too small to make pairs of views")
+        if not 0 <= self.translation <= FURTHEST_TRANSLATION:
+            raise DataError(f"translation is {self.translation}: choose from 0 to {FURTHEST_TRANSLATION}")
 
     @property
     def fingerprint(self) -> str:
         """Eight hexadecimal digits that change with every setting; part of the cache folder's name."""
-        text = json.dumps({"generator": GENERATOR_VERSION, **dataclasses.asdict(self)}, sort_keys=True)
+        text = json.dumps({"generator": GENERATOR_VERSION, **settings_of_plan(self)}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
     @property
@@ -91,7 +100,7 @@ class ProceduralConfig:
 
     @property
     def schema(self) -> LatentSchema:
-        return THREEDIEBENCH_T if self.translation else THREEDIEBENCH
+        return scene_schema(self.translation)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Splits of rendered objects: drawn by several processes, written as shards, and gone on with where a build stopped."""
 
+import dataclasses
 import multiprocessing
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -7,7 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 import simplejpeg
@@ -20,12 +21,22 @@ from ssl_equi.data.shards.records import SplitSettings
 from ssl_equi.data.shards.writer import SplitWriter
 from ssl_equi.errors import DataError
 from ssl_equi.files import building_progress, working_alone
+from ssl_equi.geometry.latents import FURTHEST_TRANSLATION
+from ssl_equi.options import Range
 from ssl_equi.runtime.system import usable_cores
 from ssl_equi.scenes.mesh import Mesh
 from ssl_equi.scenes.render import Renderer
 from ssl_equi.scenes.scene import SceneSettings
 
+ObjectTranslation = Annotated[float, Range(minimum=0, maximum=FURTHEST_TRANSLATION)]
 SMALL_BUILD_IMAGES = 1500  # below this, starting worker processes takes longer than the work
+
+
+def settings_of_plan(config: Any) -> dict[str, Any]:
+    """The fields of a set's configuration, as the hashes in its manifests and in names of cache folders have them."""
+    # Hashes are older than the choice of how far objects move, when false and true stood for 0 and 3DIEBench-T's 0.5.
+    before = {0.0: False, FURTHEST_TRANSLATION: True}
+    return dataclasses.asdict(config) | {"translation": before.get(config.translation, config.translation)}
 
 
 class Planned(Protocol):

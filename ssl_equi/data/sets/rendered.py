@@ -1,6 +1,5 @@
 """3DIEBench and 3DIEBench-T, and the embedded sets in their layouts: rendered objects with known latents."""
 
-import dataclasses
 from pathlib import Path
 
 from ssl_equi.data.derived import ResizedViews, resized
@@ -54,8 +53,8 @@ def open_converted(known: DataSet, place: Place, evaluation_split: str, image_si
 
 def embedded_config(known: DataSet, image_size: int) -> ProceduralConfig:
     """The configuration of an embedded set."""
-    config = ProceduralConfig(image_size=image_size)
-    return dataclasses.replace(config, translation=True) if known.schema == THREEDIEBENCH_T else config
+    assert known.schema is not None and known.schema.scene_translation is not None, "embedded sets are rendered"
+    return ProceduralConfig(image_size=image_size, translation=known.schema.scene_translation)
 
 
 def stored_side(folder: Path) -> int | None:
@@ -93,7 +92,7 @@ def _refuse_other_latents(known: DataSet, folder: Path, splits: tuple[str, ...])
         if known.schema is None or not has_manifest(folder, split):
             continue
         manifest = read_manifest(folder, split)
-        if manifest.schema != known.schema:
+        if not known.holds(manifest.schema):
             raise DataError(
                 f"split {split!r} in {folder} has latents {', '.join(manifest.schema.by_name)} and {known.name} has "
                 f"{', '.join(known.schema.by_name)}: give --dataset {known.counterpart(manifest.schema)}, or the "

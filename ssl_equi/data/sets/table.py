@@ -84,7 +84,7 @@ class DataSet:
     posed: bool = False
     """Its views have known latents."""
     schema: LatentSchema | None = None
-    """Of these latents; None: as the manifest states."""
+    """Of these latents, in which objects may move less; None: as the manifest states."""
     side: int | None = None
     """Pixels of the stored images, for sets that are decoded into memory."""
     may_lie_elsewhere: bool = True
@@ -96,10 +96,19 @@ class DataSet:
     ood_rotation_of: str | None = None
     """Split whose objects its split ood_rotation shows under rotations never trained on; None: it can't have one."""
 
+    def holds(self, schema: LatentSchema) -> bool:
+        """Whether views with these latents can be opened as this set."""
+        if self.schema is None:
+            return True
+        moves, own_moves = schema.scene_translation, self.schema.scene_translation
+        return moves is not None and own_moves is not None and bool(moves) == bool(own_moves)
+
     def counterpart(self, schema: LatentSchema) -> str:
         """The set of the same kind with another schema: the one whose objects move instead of the one whose don't."""
-        alike = [other for other in DATASETS.values() if other.posed and other.embedded == self.embedded]
-        return next((other.name for other in alike if other.schema == schema), "posed")
+        for other in DATASETS.values():
+            if other.embedded == self.embedded and other.schema is not None and other.holds(schema):
+                return other.name
+        return "posed"
 
 
 DATASETS: dict[str, DataSet] = {}
