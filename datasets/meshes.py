@@ -21,15 +21,14 @@ import tyro
 
 from ssl_equi.cli import explain_errors, parse_command_line
 from ssl_equi.data.rendering.mesh_files import import_trimesh
+from ssl_equi.data.rendering.mesh_lists import MeshFile, list_models
 from ssl_equi.data.rendering.mesh_sets import (
     SAME_OBJECTS,
     CheckedModel,
-    MeshFile,
     MeshSetConfig,
     Provenance,
     check_models,
     divide,
-    list_models,
     rendered_splits,
     splits_by_objects,
 )

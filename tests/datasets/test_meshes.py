@@ -12,7 +12,8 @@ import pytest
 
 from ssl_equi.data.rendering import mesh_sets
 from ssl_equi.data.rendering import splits as rendering
-from ssl_equi.data.rendering.mesh_sets import MeshFile, MeshSetConfig, divide, list_models, splits_by_objects
+from ssl_equi.data.rendering.mesh_lists import MeshFile, list_models
+from ssl_equi.data.rendering.mesh_sets import MeshSetConfig, divide, splits_by_objects
 from ssl_equi.data.shards.format import MAX_KEY_LENGTH
 from ssl_equi.data.shards.reader import ShardDataset
 from ssl_equi.data.sources import open_data
