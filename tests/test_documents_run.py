@@ -153,7 +153,7 @@ def reductions(script: str, options: list[str]) -> list[str]:
     small: dict[str, list[str]] = {}
     if script.startswith("recipes/") or script == "halves.py":
         small |= {"--steps": ["2"], "--log-every": ["1"], "--batch-size": ["4"], "--loader-threads": ["1"]}
-        small |= {"--threads": ["1"], "--no-compare-with-random": []}
+        small |= {"--threads": ["1"]} | ({} if "--no-evaluate" in options else {"--no-compare-with-random": []})
     if script.startswith("recipes/"):
         config = configuration_of(script, options)
         small |= dict(small_heads(used_options(config)))
