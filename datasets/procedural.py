@@ -32,7 +32,9 @@ from ssl_equi.data.rendering.procedural import (
 from ssl_equi.data.rendering.splits import default_workers, process_pool
 from ssl_equi.data.shards.format import ObjectRecord
 from ssl_equi.data.shards.verify import verify_split
-from ssl_equi.errors import DataError
+from ssl_equi.errors import DataError, UserError
+from ssl_equi.geometry.latents import FURTHEST_TRANSLATION
+from ssl_equi.latents.schema import SCHEMA_OF_WIDTH
 from ssl_equi.options import Threads
 
 
@@ -59,6 +61,11 @@ class BuildConfig:
 def main(config: BuildConfig) -> None:
     folder = default_folder(config.set) if config.out is None else config.out
     if config.layout == "files":
+        if config.set.schema not in SCHEMA_OF_WIDTH.values():
+            raise UserError(
+                f"--layout files has no place for how far objects move, and --set.translation is "
+                f"{config.set.translation}: choose 0 or {FURTHEST_TRANSLATION}, or --layout shards"
+            )
         for split in config.splits:
             write_files(folder, config.set, split, config.workers or default_workers(), config.device)
     else:

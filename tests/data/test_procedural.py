@@ -30,7 +30,7 @@ from ssl_equi.data.rendering.procedural import (
 from ssl_equi.data.sets import rendered
 from ssl_equi.data.shards.reader import ShardDataset
 from ssl_equi.data.sources import open_data
-from ssl_equi.errors import DataError
+from ssl_equi.errors import DataError, UserError
 from ssl_equi.latents.translation import Translation
 from tests.launched import PATIENCE_SECONDS
 
@@ -285,6 +285,14 @@ def stored_views(folder: Path, split: str) -> dict[str, bytes]:
             members = (member for member in shard if member.name.endswith(".jpg"))
             pictures |= {member.name: shard.extractfile(member).read() for member in members}
     return pictures
+
+
+def test_files_of_objects_that_move_less_are_refused(tiny_config: ProceduralConfig, tmp_path: Path) -> None:
+    script = load_script("procedural")
+    config = script.BuildConfig(dataclasses.replace(tiny_config, translation=0.2), tmp_path / "tree", layout="files")
+    with pytest.raises(UserError, match=r"translation is 0\.2: choose 0 or 0\.5, or --layout shards"):
+        script.main(config)
+    assert not (tmp_path / "tree").exists()
 
 
 @pytest.mark.parametrize("translation", [0.0, 0.5])

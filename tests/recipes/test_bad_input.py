@@ -199,7 +199,7 @@ def test_a_full_disk_while_exporting_keeps_the_trained_run(
 def test_a_full_disk_while_rendering_keeps_the_finished_shards(
     small_config: SmallConfig, fail: Fail, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(rendered, "ProceduralConfig", lambda image_size: TINY)
+    monkeypatch.setattr(rendered, "embedded_config", lambda known, image_size: TINY)
     data = tmp_path / "data"
     config = small_config(sie, out=tmp_path / "run", data_dir=data, steps=1)
     with pytest.MonkeyPatch.context() as patch:
