@@ -1,4 +1,4 @@
-"""Which mesh files a folder holds, and of which classes they are."""
+"""Mesh files in a folder of models, and their classes."""
 
 import csv
 import dataclasses
